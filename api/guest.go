@@ -1,0 +1,27 @@
+package api
+
+// GuestPort is the port the guest daemon listens on inside every sandbox.
+const GuestPort = 49983
+
+// GuestVersion is the version of E2B's daemon whose surface the guest has. SDKs
+// compare it to decide what they may call.
+const GuestVersion = "0.5.7"
+
+// GuestInit is the body of the guest daemon's POST /init: what a sandbox needs
+// to know before it runs anything. It reaches the guest over the sandbox's own
+// link and is never served to the public.
+type GuestInit struct {
+	// AccessToken must accompany later calls; empty leaves the daemon open.
+	AccessToken string            `json:"accessToken,omitempty"`
+	EnvVars     map[string]string `json:"envVars,omitempty"`
+	// DefaultUser and DefaultWorkdir apply to commands that name none.
+	DefaultUser    string `json:"defaultUser,omitempty"`
+	DefaultWorkdir string `json:"defaultWorkdir,omitempty"`
+	SandboxID      string `json:"sandboxID,omitempty"`
+	TemplateID     string `json:"templateID,omitempty"`
+	Hostname       string `json:"hostname,omitempty"`
+	// Nameservers become /etc/resolv.conf.
+	Nameservers []string `json:"nameservers,omitempty"`
+	// CABundle holds PEM certificates that the sandbox shall trust in addition.
+	CABundle string `json:"caBundle,omitempty"`
+}

@@ -1,0 +1,39 @@
+// Package policy decides what a sandbox may reach on the internet.
+//
+// It is pure: a network document goes in, an immutable compiled *Policy comes
+// out, and Decide answers every question about a flow. The kernel rules, and
+// everything else that enforces or explains, are derived from that one value,
+// so they cannot disagree. Zero, nil and unparsable all mean deny.
+package policy
+
+// Document is what a caller wrote about the network of one sandbox.
+//
+// The engine has no default of its own: the zero Document denies everything.
+// Who promises "open unless said otherwise" (E2B's API does) writes
+// Default: Allow into the document.
+type Document struct {
+	// AllowOut lists addresses and prefixes that are reachable; it beats DenyOut.
+	AllowOut []string `json:"allowOut,omitempty"`
+	// DenyOut lists addresses and prefixes that are not reachable.
+	DenyOut []string `json:"denyOut,omitempty"`
+	// Default is the verdict for an address that neither list names.
+	Default Verdict `json:"default"`
+}
+
+// Verdict is the answer to whether a flow may pass. Its zero value is Deny.
+type Verdict uint8
+
+const (
+	// Deny refuses the flow.
+	Deny Verdict = iota
+	// Allow lets the flow pass.
+	Allow
+)
+
+// String returns "deny" or "allow"; an unknown value is "deny".
+func (v Verdict) String() string {
+	if v == Allow {
+		return "allow"
+	}
+	return "deny"
+}
