@@ -1,0 +1,101 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/moat-sandbox/moat/internal/policy"
+	"github.com/moat-sandbox/moat/internal/sandbox"
+	"github.com/moat-sandbox/moat/internal/store"
+)
+
+// SetEnd moves the end of a sandbox's life. With extendOnly an earlier end than
+// the present one changes nothing.
+func (n *Node) SetEnd(ctx context.Context, id string, at time.Time, extendOnly bool) (store.Sandbox, error) {
+	l, err := n.find(id)
+	if err != nil {
+		return store.Sandbox{}, err
+	}
+	l.change.Lock()
+	defer l.change.Unlock()
+	if l.retired() {
+		return store.Sandbox{}, sandbox.ErrNotFound
+	}
+	record, err := n.Store.UpdateSandbox(ctx, id, func(s *store.Sandbox) error {
+		if !extendOnly || at.After(s.EndAt) {
+			s.EndAt = at.UTC()
+		}
+		return nil
+	})
+	if err != nil {
+		return store.Sandbox{}, fmt.Errorf("set end of sandbox %s: %w", id, err)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.record = record
+	l.expiry.Reset(time.Until(record.EndAt))
+	return record, nil
+}
+
+// SetNetwork replaces a sandbox's network document. When it returns nil the
+// data plane has confirmed the new policy, flows it denies are cut and the
+// record says the same. On error the old policy holds and is what is stored.
+func (n *Node) SetNetwork(ctx context.Context, id string, doc policy.Document, internet *bool) (sandbox.Receipt, error) {
+	next, err := n.Compile(doc)
+	if err != nil {
+		return sandbox.Receipt{}, err
+	}
+	l, err := n.find(id)
+	if err != nil {
+		return sandbox.Receipt{}, err
+	}
+	l.change.Lock()
+	defer l.change.Unlock()
+	if l.retired() {
+		return sandbox.Receipt{}, sandbox.ErrNotFound
+	}
+	// From here the caller's departure must not leave kernel and record apart.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
+	defer cancel()
+	applied, err := n.Network.Apply(ctx, l.slot, next)
+	if err != nil {
+		return sandbox.Receipt{}, errors.Join(fmt.Errorf("apply network policy: %w", err), n.restore(ctx, l))
+	}
+	record, err := n.Store.UpdateSandbox(ctx, id, func(s *store.Sandbox) error {
+		s.Network, s.InternetAccess = doc, internet
+		s.Generation++
+		return nil
+	})
+	if err != nil {
+		return sandbox.Receipt{}, errors.Join(fmt.Errorf("record network policy: %w", err), n.restore(ctx, l))
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.record = record
+	return sandbox.Receipt{Generation: record.Generation, Cut: applied.Cut}, nil
+}
+
+// restore puts the stored policy back into the kernel; where even that fails
+// the slot is closed.
+func (n *Node) restore(ctx context.Context, l *live) error {
+	previous, err := n.Compile(l.snapshot().Network)
+	if err == nil {
+		_, err = n.Network.Apply(ctx, l.slot, previous)
+	}
+	if err == nil {
+		return nil
+	}
+	_, closeErr := n.Network.Apply(ctx, l.slot, nil)
+	return errors.Join(fmt.Errorf("restore network policy, sandbox is closed: %w", err), closeErr)
+}
+
+func (l *live) retired() bool {
+	select {
+	case <-l.done:
+		return true
+	default:
+		return false
+	}
+}

@@ -1,0 +1,161 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/moat-sandbox/moat/api"
+	"github.com/moat-sandbox/moat/internal/egress/kernel"
+	"github.com/moat-sandbox/moat/internal/policy"
+	"github.com/moat-sandbox/moat/internal/sandbox"
+	"github.com/moat-sandbox/moat/internal/store"
+)
+
+// startTimeout bounds one create: a guest that has not answered by then never
+// will.
+const startTimeout = 30 * time.Second
+
+// cleanupTimeout bounds taking back a failed create or a removal; it runs also
+// when the caller has gone away.
+const cleanupTimeout = 30 * time.Second
+
+// Create makes a sandbox and returns once its policy is confirmed, its guest
+// answers and its record is durable. On any error nothing of it remains.
+func (n *Node) Create(ctx context.Context, spec sandbox.Spec) (store.Sandbox, error) {
+	template, err := n.Templates.Resolve(ctx, spec.Template)
+	if err != nil {
+		return store.Sandbox{}, err
+	}
+	compiled, err := n.Compile(spec.Network)
+	if err != nil {
+		return store.Sandbox{}, err
+	}
+	if err := n.admit(spec.Team); err != nil {
+		return store.Sandbox{}, err
+	}
+	record, err := n.create(ctx, spec, template, compiled)
+	if err != nil {
+		n.release(spec.Team)
+		return store.Sandbox{}, fmt.Errorf("create sandbox: %w", err)
+	}
+	return record, nil
+}
+
+func (n *Node) create(ctx context.Context, spec sandbox.Spec, template store.Template, compiled *policy.Policy) (_ store.Sandbox, err error) {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	w, err := n.take(ctx, template.Limits)
+	if err != nil {
+		return store.Sandbox{}, err
+	}
+	record := n.newRecord(spec, template, w)
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, n.takeBack(ctx, record.ID, w))
+		}
+	}()
+
+	// The three do not depend on each other. A slot is born closed, so nothing
+	// passes before Apply has confirmed the policy; a record without a sandbox
+	// is removed when the server starts.
+	var steps errgroup.Group
+	steps.Go(func() error { return n.applyFirst(ctx, w.slot, compiled) })
+	steps.Go(func() error { return n.Store.CreateSandbox(ctx, record) })
+	steps.Go(func() error { return n.startGuest(ctx, record, spec.Env, template, w) })
+	if err := steps.Wait(); err != nil {
+		return store.Sandbox{}, err
+	}
+	n.publish(record, w.box, w.slot)
+	n.Logger.Info("sandbox created", "sandbox", record.ID, "team", record.Team, "template", record.TemplateID, "end", record.EndAt)
+	return record, nil
+}
+
+func (n *Node) newRecord(spec sandbox.Spec, template store.Template, w warm) store.Sandbox {
+	now := time.Now().UTC()
+	record := store.Sandbox{
+		ID:             sandbox.NewID(),
+		Team:           spec.Team,
+		TemplateID:     template.ID,
+		State:          sandbox.Running,
+		StartedAt:      now,
+		EndAt:          now.Add(spec.Timeout),
+		Secure:         spec.Secure,
+		Limits:         template.Limits,
+		Metadata:       spec.Metadata,
+		Network:        spec.Network,
+		InternetAccess: spec.InternetAccess,
+		Generation:     1,
+		Runtime:        n.Runtime.Name(),
+		Box:            w.box.ID(),
+		Slot:           w.slot.Index,
+	}
+	if spec.Template != template.ID {
+		record.Alias = spec.Template
+	}
+	return record
+}
+
+func (n *Node) applyFirst(ctx context.Context, slot kernel.Slot, p *policy.Policy) error {
+	if _, err := n.Network.Apply(ctx, slot, p); err != nil {
+		return fmt.Errorf("apply network policy: %w", err)
+	}
+	return nil
+}
+
+// startGuest runs the template in the box and tells its guest who it is.
+func (n *Node) startGuest(ctx context.Context, record store.Sandbox, env map[string]string, template store.Template, w warm) error {
+	err := w.box.Start(ctx, sandbox.StartSpec{
+		Hostname: record.ID,
+		Root:     template.Root,
+		Guest:    n.Guest,
+		Limits:   template.Limits,
+	})
+	if err != nil {
+		return fmt.Errorf("start template %s: %w", template.ID, err)
+	}
+	err = n.guest.init(ctx, w.slot.IP4, api.GuestInit{
+		AccessToken:    n.GuestToken(record).Reveal(),
+		EnvVars:        withTemplateEnv(template.Env, env),
+		DefaultUser:    template.User,
+		DefaultWorkdir: template.Workdir,
+		SandboxID:      record.ID,
+		TemplateID:     record.TemplateID,
+		Hostname:       record.ID,
+		Nameservers:    nameservers(),
+		CABundle:       n.CABundle,
+	})
+	if err != nil {
+		return fmt.Errorf("initialise guest: %w", err)
+	}
+	return nil
+}
+
+// nameservers is what sandboxes find in resolv.conf: E2B's choice, on which
+// images and users rely.
+func nameservers() []string { return []string{"8.8.8.8"} }
+
+// publish makes a complete sandbox visible and arms its timeout.
+func (n *Node) publish(record store.Sandbox, box sandbox.Box, slot kernel.Slot) {
+	l := &live{box: box, slot: slot, done: make(chan struct{}), record: record}
+	l.expiry = time.AfterFunc(time.Until(record.EndAt), func() { n.expire(record.ID) })
+	n.mu.Lock()
+	n.live[record.ID] = l
+	n.mu.Unlock()
+	go n.watch(record.ID, l)
+}
+
+// takeBack removes what a failed create has made so far, whatever became of
+// the caller's context.
+func (n *Node) takeBack(ctx context.Context, id string, w warm) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
+	defer cancel()
+	err := n.Store.DeleteSandbox(ctx, id)
+	if errors.Is(err, store.ErrNotFound) {
+		err = nil
+	}
+	return errors.Join(err, n.discard(ctx, w))
+}

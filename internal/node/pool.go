@@ -1,0 +1,132 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/moat-sandbox/moat/internal/egress/kernel"
+	"github.com/moat-sandbox/moat/internal/sandbox"
+)
+
+// warm is a booted box in a closed slot that knows no template yet.
+type warm struct {
+	box  sandbox.Box
+	slot kernel.Slot
+}
+
+// pool keeps warm boxes ready, so that a create does not wait for a boot.
+type pool struct {
+	ready   chan warm
+	wanted  chan struct{} // one token for each box that is missing
+	boot    func(context.Context) (warm, error)
+	discard func(context.Context, warm) error
+	log     *slog.Logger
+}
+
+func newPool(size int, boot func(context.Context) (warm, error), discard func(context.Context, warm) error, log *slog.Logger) *pool {
+	p := &pool{
+		ready:   make(chan warm, size),
+		wanted:  make(chan struct{}, size),
+		boot:    boot,
+		discard: discard,
+		log:     log,
+	}
+	for range size {
+		p.wanted <- struct{}{}
+	}
+	return p
+}
+
+// take returns a warm box if one is ready.
+func (p *pool) take() (warm, bool) {
+	select {
+	case w := <-p.ready:
+		p.wanted <- struct{}{}
+		return w, true
+	default:
+		return warm{}, false
+	}
+}
+
+// fill boots boxes until ctx ends, then gives back those nobody took.
+func (p *pool) fill(ctx context.Context) {
+	defer p.drain(ctx)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-p.wanted:
+		}
+		w, err := p.boot(ctx)
+		if err == nil {
+			p.ready <- w
+			continue
+		}
+		p.wanted <- struct{}{}
+		if ctx.Err() != nil {
+			return
+		}
+		p.log.Error("warm pool: boot failed, next try in a second", "error", err)
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+func (p *pool) drain(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
+	defer cancel()
+	for {
+		select {
+		case w := <-p.ready:
+			if err := p.discard(ctx, w); err != nil {
+				p.log.Error("warm pool: give back box", "box", w.box.ID(), "error", err)
+			}
+		default:
+			return
+		}
+	}
+}
+
+// take finds a box for a template: a warm one if its memory fits, else a fresh
+// one. A warm box that died while it waited is replaced.
+func (n *Node) take(ctx context.Context, limits sandbox.Limits) (warm, error) {
+	if limits.MemoryMB != n.Warm.MemoryMB {
+		return n.bootWith(ctx, limits)
+	}
+	if w, ok := n.pool.take(); ok {
+		return w, nil
+	}
+	return n.bootWith(ctx, limits)
+}
+
+func (n *Node) boot(ctx context.Context) (warm, error) { return n.bootWith(ctx, n.Warm) }
+
+func (n *Node) bootWith(ctx context.Context, limits sandbox.Limits) (warm, error) {
+	slot, err := n.Network.Create(ctx)
+	if err != nil {
+		return warm{}, fmt.Errorf("create network slot: %w", err)
+	}
+	box, err := n.Runtime.Prepare(ctx, sandbox.NewBoxID(), slot.NetNS, limits)
+	if err != nil {
+		err = fmt.Errorf("boot box: %w", err)
+		return warm{}, errors.Join(err, n.Network.Destroy(context.WithoutCancel(ctx), slot))
+	}
+	return warm{box: box, slot: slot}, nil
+}
+
+// discard gives back a box and its slot. The slot goes last: it stays closed
+// around the box until nothing of it runs.
+func (n *Node) discard(ctx context.Context, w warm) error {
+	if err := w.box.Destroy(ctx); err != nil {
+		return fmt.Errorf("destroy box %s: %w", w.box.ID(), err)
+	}
+	if err := n.Network.Destroy(ctx, w.slot); err != nil {
+		return fmt.Errorf("destroy network slot %d: %w", w.slot.Index, err)
+	}
+	return nil
+}
