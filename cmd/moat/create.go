@@ -1,0 +1,111 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/moat-sandbox/moat/api"
+)
+
+// createOptions are the flags of `moat sandbox create`.
+type createOptions struct {
+	template      string
+	timeout       time.Duration
+	allow, deny   []string
+	noInternet    bool
+	env, metadata []string
+}
+
+func (c *cli) sandboxCreateCommand() *cobra.Command {
+	var o createOptions
+	cmd := &cobra.Command{
+		Use:   "create",
+		Short: "Create a sandbox and print its id",
+		Long: "Create a sandbox and print its id. Without a word about the network it may reach the\n" +
+			"whole internet, as E2B's clients expect. What --allow names stays reachable whatever\n" +
+			"--deny and --no-internet say.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			spec, err := o.spec(c.env, cmd.Flags().Changed("timeout"))
+			if err != nil {
+				return usageError{err}
+			}
+			server, err := c.connect()
+			if err != nil {
+				return err
+			}
+			made, err := server.CreateSandbox(cmd.Context(), spec)
+			if err != nil {
+				return err
+			}
+			if c.json {
+				return c.printJSON(made)
+			}
+			_, err = fmt.Fprintln(c.stdout, made.SandboxID)
+			return err
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&o.template, "template", "base", "what to start it from: an id or a `name`")
+	flags.DurationVar(&o.timeout, "timeout", 5*time.Minute, "how long it lives")
+	flags.StringSliceVar(&o.allow, "allow", nil, "addresses or `CIDRs` it may reach; repeatable")
+	flags.StringSliceVar(&o.deny, "deny", nil, "addresses or `CIDRs` it may not reach; repeatable")
+	flags.BoolVar(&o.noInternet, "no-internet", false, "deny everything that --allow does not name")
+	flags.StringArrayVarP(&o.env, "env", "e", nil, "`NAME=value` for its commands, or NAME to pass on one's own; repeatable")
+	flags.StringArrayVar(&o.metadata, "metadata", nil, "`key=value` to find it by; repeatable")
+	_ = cmd.RegisterFlagCompletionFunc("template", c.completeTemplates) // fails only for an unknown flag
+	return c.addJSONFlag(cmd)
+}
+
+// spec is what the flags ask for. What was not said is left to the server.
+func (o createOptions) spec(env map[string]string, timed bool) (api.NewSandbox, error) {
+	spec := api.NewSandbox{TemplateID: o.template}
+	if timed {
+		if o.timeout < time.Second {
+			return spec, fmt.Errorf("--timeout: %s is less than a second", o.timeout)
+		}
+		seconds := int64((o.timeout + time.Second - 1) / time.Second)
+		spec.Timeout = &seconds
+	}
+	if o.noInternet {
+		allowed := false
+		spec.AllowInternetAccess = &allowed
+	}
+	if len(o.allow) > 0 || len(o.deny) > 0 {
+		spec.Network = &api.Network{AllowOut: o.allow, DenyOut: o.deny}
+	}
+	var err error
+	if spec.EnvVars, err = parsePairs("--env", o.env, env); err != nil {
+		return spec, err
+	}
+	spec.Metadata, err = parsePairs("--metadata", o.metadata, nil)
+	return spec, err
+}
+
+// parsePairs parses "key=value" words. A word without "=" takes its value from
+// env, where there is one to take from; values stay out of errors.
+func parsePairs(flag string, words []string, env map[string]string) (map[string]string, error) {
+	if len(words) == 0 {
+		return nil, nil
+	}
+	parsed := make(map[string]string, len(words))
+	for _, word := range words {
+		key, value, ok := strings.Cut(word, "=")
+		if !ok && env != nil {
+			if value, ok = env[key]; !ok {
+				return nil, fmt.Errorf("%s: %s is not set here", flag, key)
+			}
+		}
+		if !ok || key == "" {
+			return nil, fmt.Errorf("%s: %q is not key=value", flag, word)
+		}
+		if _, twice := parsed[key]; twice {
+			return nil, fmt.Errorf("%s: %s is given twice", flag, key)
+		}
+		parsed[key] = value
+	}
+	return parsed, nil
+}

@@ -1,0 +1,171 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/moat-sandbox/moat/api"
+	"github.com/moat-sandbox/moat/client"
+)
+
+func (c *cli) sandboxCommand() *cobra.Command {
+	cmd := group("sandbox", "Create, list, inspect and end sandboxes",
+		c.sandboxCreateCommand(), c.sandboxListCommand(), c.sandboxInfoCommand(), c.sandboxKillCommand(),
+		c.sandboxURLCommand(), c.execCommand())
+	cmd.Aliases = []string{"sb"}
+	return c.addServerFlags(cmd)
+}
+
+func (c *cli) sandboxInfoCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:               "info ID",
+		Short:             "Describe a sandbox",
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: c.completeSandboxes,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			server, err := c.connect()
+			if err != nil {
+				return err
+			}
+			detail, err := server.Sandbox(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			if c.json {
+				return c.printJSON(detail)
+			}
+			return c.printDetail(detail)
+		},
+	}
+	return c.addJSONFlag(cmd)
+}
+
+func (c *cli) printDetail(d api.SandboxDetail) error {
+	t := newTable(c.stdout)
+	t.row("id", d.SandboxID)
+	t.row("template", strings.TrimSpace(d.TemplateID+" "+d.Alias))
+	t.row("state", string(d.State))
+	t.row("started", stamp(d.StartedAt))
+	t.row("ends", stamp(d.EndAt))
+	t.row("cpus", strconv.Itoa(d.CPUCount))
+	t.row("memory", strconv.Itoa(d.MemoryMB)+" MiB")
+	t.row("disk", strconv.Itoa(d.DiskSizeMB)+" MiB")
+	t.row("internet", internet(d.AllowInternetAccess))
+	if d.Network != nil {
+		t.row("allowed", strings.Join(d.Network.AllowOut, " "))
+		t.row("denied", strings.Join(d.Network.DenyOut, " "))
+	}
+	t.row("metadata", pairs(d.Metadata))
+	return t.flush()
+}
+
+func internet(flag *bool) string {
+	switch {
+	case flag == nil:
+		return "on by default"
+	case *flag:
+		return "on"
+	default:
+		return "off"
+	}
+}
+
+func (c *cli) sandboxListCommand() *cobra.Command {
+	var filter client.Filter
+	var metadata []string
+	var quiet bool
+	cmd := &cobra.Command{
+		Use:   "ls",
+		Short: "List sandboxes, newest first",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+			if filter.Metadata, err = parsePairs("--metadata", metadata, nil); err != nil {
+				return usageError{err}
+			}
+			server, err := c.connect()
+			if err != nil {
+				return err
+			}
+			listed := []api.ListedSandbox{} // an empty list is [] in JSON
+			for s, err := range server.Sandboxes(cmd.Context(), filter) {
+				if err != nil {
+					return err
+				}
+				listed = append(listed, s)
+			}
+			return c.printSandboxes(listed, quiet)
+		},
+	}
+	cmd.Flags().StringArrayVar(&metadata, "metadata", nil, "only those with this `key=value`; repeatable")
+	cmd.Flags().StringVar(&filter.Template, "template", "", "only those of this `template`")
+	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "print ids only")
+	return c.addJSONFlag(cmd)
+}
+
+func (c *cli) printSandboxes(listed []api.ListedSandbox, quiet bool) error {
+	if c.json {
+		return c.printJSON(listed)
+	}
+	if quiet {
+		for _, s := range listed {
+			fmt.Fprintln(c.stdout, s.SandboxID)
+		}
+		return nil
+	}
+	t := newTable(c.stdout, "ID", "TEMPLATE", "STATE", "STARTED", "LEFT", "METADATA")
+	for _, s := range listed {
+		left := max(0, time.Until(s.EndAt)).Round(time.Second).String()
+		t.row(s.SandboxID, first(s.Alias, s.TemplateID), string(s.State), stamp(s.StartedAt), left, pairs(s.Metadata))
+	}
+	return t.flush()
+}
+
+func (c *cli) sandboxKillCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:               "kill ID...",
+		Short:             "End sandboxes",
+		Args:              cobra.MinimumNArgs(1),
+		ValidArgsFunction: c.completeSandboxes,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			server, err := c.connect()
+			if err != nil {
+				return err
+			}
+			var errs []error
+			for _, id := range args {
+				errs = append(errs, server.Kill(cmd.Context(), id))
+			}
+			return errors.Join(errs...)
+		},
+	}
+}
+
+func (c *cli) sandboxURLCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:               "url ID PORT",
+		Short:             "Print the public URL of a port in a sandbox",
+		Args:              cobra.ExactArgs(2),
+		ValidArgsFunction: c.completeSandboxes,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			port, err := strconv.ParseUint(args[1], 10, 16)
+			if err != nil || port == 0 {
+				return usageError{fmt.Errorf("%q is not a port between 1 and 65535", args[1])}
+			}
+			server, err := c.connect()
+			if err != nil {
+				return err
+			}
+			detail, err := server.Sandbox(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			_, err = fmt.Fprintln(c.stdout, server.OpenDetail(detail).URL(int(port)))
+			return err
+		},
+	}
+}

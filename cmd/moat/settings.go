@@ -1,0 +1,214 @@
+package main
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/spf13/pflag"
+
+	"github.com/moat-sandbox/moat/internal/app"
+	"github.com/moat-sandbox/moat/internal/secret"
+)
+
+// defaultDataDir is where the server keeps its state, and where commands look
+// for its socket.
+const defaultDataDir = "/var/lib/moat"
+
+// defaultHTTP spells "moat" on a telephone's keys.
+const defaultHTTP = "127.0.0.1:6628"
+
+// settings are what `moat serve` and `moat doctor` are told, from four layers:
+// flags, then MOAT_ variables, then the configuration file, then the defaults.
+type settings struct {
+	app.Config
+	flags     *pflag.FlagSet
+	file      string
+	logLevel  slog.Level
+	logFormat string
+}
+
+// newSettings declares every setting as a flag.
+func newSettings(flags *pflag.FlagSet) *settings {
+	s := &settings{flags: flags}
+	flags.StringVar(&s.file, "config", "", "read settings from this YAML `file`; its keys are the flags' names")
+
+	add := func(v pflag.Value, name, usage string) { flags.Var(v, name, usage) }
+	text := func(to *string, name, preset, usage string, parse func(string) (string, error)) {
+		add(newValue(to, kindText, preset, parse), name, usage)
+	}
+	number := func(to *int, name, preset, usage string, least int) {
+		add(newValue(to, kindInt, preset, atLeast(least)), name, usage)
+	}
+
+	text(&s.DataDir, "data-dir", defaultDataDir, "`directory` for all state and the operator's socket", parseText)
+	text(&s.Domain, "domain", "moat.localhost", "`name` below which sandboxes are reached as PORT-ID.NAME", parseDomain)
+	text(&s.HTTP, "http", defaultHTTP, "`address` for plain HTTP; empty for none", parseListen)
+	text(&s.HTTPS, "https", "", "`address` for HTTPS; needs --tls-cert and --tls-key", parseListen)
+	text(&s.TLSCert, "tls-cert", "", "PEM `file` with the certificate chain for HTTPS", parseText)
+	text(&s.TLSKey, "tls-key", "", "PEM `file` with the key of --tls-cert", parseText)
+	text(&s.ExtraCA, "extra-ca", "", "PEM `file` of authorities to trust upstream and in every sandbox", parseText)
+	add(&list[netip.AddrPort]{to: &s.UpstreamDNS, parse: parseResolver}, "upstream-dns",
+		"`resolvers` to ask, with commas between (default: the machine's own)")
+	add(&list[netip.Prefix]{to: &s.AllowRanges, parse: parseRange}, "allow-range",
+		"never-reachable `CIDRs` that policies may allow after all; repeatable")
+	flags.BoolVar(&s.KillOnExit, "kill-on-exit", false, "remove all sandboxes when the server stops")
+	text(&s.Isolation, "isolation", app.GVisor, "least `kind` of isolation to start with: gvisor or namespaces", oneOf(app.GVisor, app.Namespaces))
+	number(&s.Pool, "pool", "4", "booted sandboxes that wait for a create; 0 boots each on demand", 0)
+	number(&s.MaxSandboxes, "max-sandboxes", "256", "sandboxes that may live at once on this machine", 1)
+	number(&s.TeamLimit, "team-limit", "100", "sandboxes that may live at once for one team", 1)
+	add(newValue(&s.MaxTimeout, kindText, "24h", parseLifetime), "max-timeout", "longest `duration` a sandbox may be given")
+	add(newValue(&s.logLevel, kindText, "info", parseLevel), "log-level", "least `level` to log: debug, info, warn or error")
+	text(&s.logFormat, "log-format", "text", "`format` of log lines: text or json", oneOf("text", "json"))
+	return s
+}
+
+// load fills in what no flag gave, from the environment and the file, and
+// checks the whole. It returns what deserves a warning.
+func (s *settings) load(env map[string]string) (warnings []string, err error) {
+	given := make(map[string]bool)
+	s.flags.Visit(func(f *pflag.Flag) { given[f.Name] = true })
+	if err := s.fromEnv(env, given); err != nil {
+		return nil, err
+	}
+	if s.file != "" {
+		if err := s.fromFile(s.file, given); err != nil {
+			return nil, err
+		}
+	}
+	if s.APIKey, err = presetKey(env[keyVariable]); err != nil {
+		return nil, err
+	}
+	return s.warnings(env), s.check()
+}
+
+// variable is the environment variable of a flag.
+func variable(flag string) string {
+	return "MOAT_" + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
+}
+
+func (s *settings) fromEnv(env map[string]string, given map[string]bool) error {
+	var errs []error
+	s.flags.VisitAll(func(f *pflag.Flag) {
+		text, ok := env[variable(f.Name)]
+		if !ok || given[f.Name] || f.Name == "help" {
+			return
+		}
+		given[f.Name] = true
+		if err := f.Value.Set(text); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", variable(f.Name), err))
+		}
+	})
+	return errors.Join(errs...)
+}
+
+// warnings names variables that look like settings and are none, and a weak key.
+func (s *settings) warnings(env map[string]string) []string {
+	var found []string
+	for name := range env {
+		rest, ok := strings.CutPrefix(name, "MOAT_")
+		flag := strings.ToLower(strings.ReplaceAll(rest, "_", "-"))
+		if ok && name != keyVariable && s.flags.Lookup(flag) == nil {
+			found = append(found, name+": no such setting")
+		}
+	}
+	if key := s.APIKey.Reveal(); key != "" && len(key) < len("e2b_")+strongDigits {
+		found = append(found, keyVariable+": so short a key can be guessed")
+	}
+	slices.Sort(found)
+	return found
+}
+
+// keyVariable presets the first API key. It is no flag and no key of the file:
+// command lines are visible to everyone on the machine, and files get copied.
+const keyVariable = "MOAT_API_KEY"
+
+// strongDigits is how many hex digits make a key that nobody guesses.
+const strongDigits = 32
+
+// presetKey checks the first API key's form, the one that every release of the
+// SDKs accepts. The value stays out of the error.
+func presetKey(key string) (secret.String, error) {
+	if key == "" {
+		return secret.String{}, nil
+	}
+	digits, ok := strings.CutPrefix(key, "e2b_")
+	if !ok || digits == "" || strings.Trim(digits, "0123456789abcdef") != "" {
+		return secret.String{}, fmt.Errorf("%s: want e2b_ and lower-case hex digits", keyVariable)
+	}
+	return secret.New(key), nil
+}
+
+// check judges the settings together, and the files that they name.
+func (s *settings) check() error {
+	if s.DataDir == "" {
+		return errors.New("--data-dir: must not be empty")
+	}
+	dir, err := filepath.Abs(s.DataDir)
+	if err != nil {
+		return fmt.Errorf("--data-dir: %w", err)
+	}
+	s.DataDir = dir
+	if s.HTTP == "" && s.HTTPS == "" {
+		return errors.New("--http and --https: one of them must name an address")
+	}
+	if err := s.checkTLS(); err != nil {
+		return err
+	}
+	if s.ExtraCA != "" {
+		pem, err := os.ReadFile(s.ExtraCA)
+		if err != nil {
+			return fmt.Errorf("--extra-ca: %w", err)
+		}
+		if !x509.NewCertPool().AppendCertsFromPEM(pem) {
+			return fmt.Errorf("--extra-ca: %s holds no PEM certificate", s.ExtraCA)
+		}
+	}
+	return nil
+}
+
+func (s *settings) checkTLS() error {
+	for _, f := range []struct{ name, value string }{{"--tls-cert", s.TLSCert}, {"--tls-key", s.TLSKey}} {
+		switch {
+		case f.value == "" && s.HTTPS != "":
+			return fmt.Errorf("--https %s: needs %s", s.HTTPS, f.name)
+		case f.value != "" && s.HTTPS == "":
+			return fmt.Errorf("%s %s: needs --https", f.name, f.value)
+		}
+	}
+	if s.HTTPS == "" {
+		return nil
+	}
+	if _, err := tls.LoadX509KeyPair(s.TLSCert, s.TLSKey); err != nil {
+		return fmt.Errorf("--tls-cert %s with --tls-key %s: %w", s.TLSCert, s.TLSKey, err)
+	}
+	return nil
+}
+
+// logger writes to w as the settings say.
+func (s *settings) logger(w io.Writer) *slog.Logger {
+	options := &slog.HandlerOptions{Level: s.logLevel}
+	if s.logFormat == "json" {
+		return slog.New(slog.NewJSONHandler(w, options))
+	}
+	return slog.New(slog.NewTextHandler(w, options))
+}
+
+func parseLevel(text string) (slog.Level, error) {
+	levels := map[string]slog.Level{
+		"debug": slog.LevelDebug, "info": slog.LevelInfo, "warn": slog.LevelWarn, "error": slog.LevelError,
+	}
+	level, ok := levels[text]
+	if !ok {
+		return 0, fmt.Errorf("%q is not one of debug, info, warn, error", text)
+	}
+	return level, nil
+}
