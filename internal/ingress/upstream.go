@@ -1,0 +1,198 @@
+package ingress
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"net/netip"
+	"sync"
+	"time"
+)
+
+var (
+	errEnded    = errors.New("the sandbox has ended")
+	errBusy     = errors.New("too many requests in flight")
+	errStopping = errors.New("the ingress is closed")
+)
+
+// upstream is the way into one life of one sandbox. It owns every connection
+// to the sandbox and knows every answer that is under way; end cuts them all.
+type upstream struct {
+	addr      netip.Addr
+	dialer    net.Dialer
+	transport *http.Transport
+	// life ends with the upstream; dials under way stop with it.
+	life   context.Context
+	cancel context.CancelFunc
+
+	mu      sync.Mutex
+	ended   bool                       // guarded by mu, as are the two below
+	conns   map[*upstreamConn]struct{} // into the sandbox, idle ones too
+	answers map[*answer]struct{}
+}
+
+const (
+	// idleTimeout is shorter than what servers grant (gunicorn 2 s, Node and
+	// uvicorn 5 s), so that a request rarely meets a connection that the other
+	// side is just closing.
+	idleTimeout     = time.Second
+	idlePerPort     = 128
+	continueTimeout = time.Second // for servers that do not know Expect
+	maxAnswerHeader = 256 << 10   // bytes
+)
+
+func newUpstream(addr netip.Addr) *upstream {
+	life, cancel := context.WithCancel(context.Background())
+	up := &upstream{
+		addr:    addr,
+		life:    life,
+		cancel:  cancel,
+		conns:   make(map[*upstreamConn]struct{}),
+		answers: make(map[*answer]struct{}),
+	}
+	var http1 http.Protocols
+	http1.SetHTTP1(true)
+	up.transport = &http.Transport{
+		DialContext:            up.dial,
+		Protocols:              &http1,
+		DisableCompression:     true,
+		MaxIdleConnsPerHost:    idlePerPort,
+		IdleConnTimeout:        idleTimeout,
+		ExpectContinueTimeout:  continueTimeout,
+		MaxResponseHeaderBytes: maxAnswerHeader,
+	}
+	return up
+}
+
+// upstream returns the way into a target, making it on first use.
+func (in *Ingress) upstream(t Target) (*upstream, error) {
+	select {
+	case <-t.Done:
+		return nil, errEnded
+	default:
+	}
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.closed {
+		return nil, errStopping
+	}
+	up, ok := in.upstreams[t.Done]
+	if !ok {
+		up = newUpstream(t.Addr)
+		in.upstreams[t.Done] = up
+		in.watchers.Go(func() { in.watch(t.Done, up) })
+	}
+	return up, nil
+}
+
+// watch ends an upstream when its sandbox or the ingress does.
+func (in *Ingress) watch(done <-chan struct{}, up *upstream) {
+	select {
+	case <-done:
+	case <-in.closing:
+	}
+	up.end()
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	delete(in.upstreams, done)
+}
+
+// end cuts everything: answers that have begun are broken off, upgraded
+// connections and those into the sandbox are reset, and no new ones come.
+func (up *upstream) end() {
+	up.mu.Lock()
+	defer up.mu.Unlock()
+	up.ended = true
+	up.cancel()
+	// Clients first: once a connection into the sandbox breaks, its handler
+	// would close the client's end in good order.
+	for a := range up.answers {
+		a.cut()
+	}
+	for c := range up.conns {
+		reset(c.TCPConn)
+	}
+}
+
+// enter counts an answer in, and leave out again.
+func (up *upstream) enter(a *answer, limit int) error {
+	up.mu.Lock()
+	defer up.mu.Unlock()
+	switch {
+	case up.ended:
+		return errEnded
+	case len(up.answers) >= limit:
+		return errBusy
+	}
+	up.answers[a] = struct{}{}
+	return nil
+}
+
+// leave returns once end no longer touches the answer.
+func (up *upstream) leave(a *answer) {
+	up.mu.Lock()
+	defer up.mu.Unlock()
+	delete(up.answers, a)
+}
+
+// dial connects to a port of the sandbox; of address only the port counts.
+func (up *upstream) dial(ctx context.Context, _, address string) (net.Conn, error) {
+	want, err := netip.ParseAddrPort(address)
+	if err != nil {
+		return nil, err
+	}
+	to := netip.AddrPortFrom(up.addr, want.Port()).String()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(up.life, func() { cancel(errEnded) })()
+	raw, err := dialPatiently(ctx, func(ctx context.Context) (net.Conn, error) {
+		return up.dialer.DialContext(ctx, "tcp", to)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return up.adopt(raw.(*net.TCPConn)) // what dialling "tcp" gives
+}
+
+// adopt makes a fresh connection known, so that end finds it.
+func (up *upstream) adopt(tcp *net.TCPConn) (net.Conn, error) {
+	conn := &upstreamConn{TCPConn: tcp, up: up}
+	up.mu.Lock()
+	defer up.mu.Unlock()
+	if up.ended {
+		reset(tcp)
+		return nil, errEnded
+	}
+	up.conns[conn] = struct{}{}
+	return conn, nil
+}
+
+// upstreamConn is a connection that its upstream knows of until it is closed.
+type upstreamConn struct {
+	*net.TCPConn
+	up *upstream
+}
+
+func (c *upstreamConn) Close() error {
+	c.up.mu.Lock()
+	delete(c.up.conns, c)
+	c.up.mu.Unlock()
+	return c.TCPConn.Close()
+}
+
+// reset closes a connection so that the other side cannot take it for a
+// regular end: with a TCP reset, and without TLS's farewell.
+func reset(conn net.Conn) {
+	for {
+		inner, ok := conn.(interface{ NetConn() net.Conn })
+		if !ok {
+			break
+		}
+		conn = inner.NetConn()
+	}
+	if tcp, ok := conn.(interface{ SetLinger(sec int) error }); ok {
+		_ = tcp.SetLinger(0) // fails only on a connection already closed
+	}
+	_ = conn.Close() // likewise
+}
