@@ -5,6 +5,8 @@ import (
 	"errors"
 	"io"
 
+	"connectrpc.com/connect"
+
 	"github.com/moat-sandbox/moat/api/process"
 )
 
@@ -30,45 +32,57 @@ func (p *Process) feed(follow context.Context) {
 // copyInput returns only what reading failed with. That the command takes no
 // more input is its own business, and a broken connection ends the output too.
 func (p *Process) copyInput(ctx context.Context) error {
+	stream, err := p.rpc.StreamInput(ctx)
+	if err != nil {
+		return nil
+	}
+	failed := p.pump(stream)
+	// The answer says that all of it has arrived; then the end can follow.
+	_, refused := stream.CloseAndReceive()
+	if refused == nil && p.command.Terminal == nil {
+		_, _ = p.rpc.CloseStdin(ctx, &process.CloseStdinRequest{Process: p.self}) // or it has ended
+	}
+	if errors.Is(failed, io.EOF) {
+		return nil
+	}
+	return failed
+}
+
+// inputStream carries Stdin to the daemon.
+type inputStream = connect.ClientStreamForClientSimple[process.StreamInputRequest, process.StreamInputResponse]
+
+// pump sends what it reads until reading fails, io.EOF included. It returns nil
+// when the command takes no more.
+func (p *Process) pump(stream *inputStream) error {
+	start := &process.StreamInputRequest_StartEvent{Process: p.self}
+	if stream.Send(&process.StreamInputRequest{Event: &process.StreamInputRequest_Start{Start: start}}) != nil {
+		return nil
+	}
 	buffer := make([]byte, inputChunk)
 	for {
 		n, err := p.command.Stdin.Read(buffer)
-		if n > 0 {
-			if p.send(ctx, buffer[:n]) != nil {
-				return nil
-			}
-		}
-		switch {
-		case ctx.Err() != nil:
+		if n > 0 && stream.Send(p.input(buffer[:n])) != nil {
 			return nil
-		case errors.Is(err, io.EOF):
-			p.closeInput(ctx)
-			return nil
-		case err != nil:
-			p.closeInput(ctx)
-			return err
 		}
+		if err == nil {
+			continue
+		}
+		if p.command.Terminal != nil {
+			_ = stream.Send(p.input([]byte{endOfTransmission}))
+		}
+		return err
 	}
-}
-
-func (p *Process) send(ctx context.Context, data []byte) error {
-	input := &process.ProcessInput{Input: &process.ProcessInput_Stdin{Stdin: data}}
-	if p.command.Terminal != nil {
-		input.Input = &process.ProcessInput_Pty{Pty: data}
-	}
-	_, err := p.rpc.SendInput(ctx, &process.SendInputRequest{Process: p.self, Input: input})
-	return err
 }
 
 // endOfTransmission is what a terminal takes for the end of its input.
 const endOfTransmission = 0x04
 
-// closeInput passes the end of Stdin on. An error means that the command is
-// gone already.
-func (p *Process) closeInput(ctx context.Context) {
+// input makes a message of data, which is not kept.
+func (p *Process) input(data []byte) *process.StreamInputRequest {
+	input := &process.ProcessInput{Input: &process.ProcessInput_Stdin{Stdin: data}}
 	if p.command.Terminal != nil {
-		_ = p.send(ctx, []byte{endOfTransmission})
-		return
+		input.Input = &process.ProcessInput_Pty{Pty: data}
 	}
-	_, _ = p.rpc.CloseStdin(ctx, &process.CloseStdinRequest{Process: p.self})
+	event := &process.StreamInputRequest_DataEvent{Input: input}
+	return &process.StreamInputRequest{Event: &process.StreamInputRequest_Data{Data: event}}
 }
