@@ -4,7 +4,11 @@
 // out, and Decide answers every question about a flow. The kernel rules, and
 // everything else that enforces or explains, are derived from that one value,
 // so they cannot disagree. Zero, nil and unparsable all mean deny.
+//
+// What the rules mean is written down as runnable examples in testdata/*.policy.
 package policy
+
+import "fmt"
 
 // Document is what a caller wrote about the network of one sandbox.
 //
@@ -19,6 +23,12 @@ type Document struct {
 	// Default is the verdict for an address that neither list names.
 	Default Verdict `json:"default"`
 }
+
+// AllTraffic is E2B's name for everything. It is written as an IPv4 prefix but
+// means all addresses of both families, in either list: a sandbox that is
+// denied all traffic must not get out over IPv6. The prefix ::/0 is taken
+// literally and means IPv6 only.
+const AllTraffic = "0.0.0.0/0"
 
 // Verdict is the answer to whether a flow may pass. Its zero value is Deny.
 type Verdict uint8
@@ -36,4 +46,21 @@ func (v Verdict) String() string {
 		return "allow"
 	}
 	return "deny"
+}
+
+// MarshalText writes the verdict as a word, so that stored documents can be read.
+func (v Verdict) MarshalText() ([]byte, error) { return []byte(v.String()), nil }
+
+// UnmarshalText reads what MarshalText wrote and refuses every other word.
+func (v *Verdict) UnmarshalText(text []byte) error {
+	switch string(text) {
+	case "allow":
+		*v = Allow
+	case "deny":
+		*v = Deny
+	default:
+		*v = Deny
+		return fmt.Errorf("verdict %q is neither allow nor deny", text)
+	}
+	return nil
 }

@@ -1,0 +1,232 @@
+package policy_test
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"testing"
+
+	"go4.org/netipx"
+
+	"github.com/moat-sandbox/moat/internal/policy"
+)
+
+// naive decides like E2B documents it, slowly and obviously, without any code
+// of the engine but the never-reachable table.
+func naive(doc policy.Document, never *policy.Never, a netip.Addr) policy.Verdict {
+	in := func(list []string) bool {
+		for _, entry := range list {
+			if entry == policy.AllTraffic {
+				return true
+			}
+			p, err := netip.ParsePrefix(entry)
+			if err != nil {
+				single := netip.MustParseAddr(entry)
+				p = netip.PrefixFrom(single, single.BitLen())
+			}
+			if p.Contains(a) {
+				return true
+			}
+		}
+		return false
+	}
+	blocked4, blocked6 := never.Ranges()
+	switch {
+	case inRanges(a, blocked4, blocked6):
+		return policy.Deny
+	case in(doc.AllowOut):
+		return policy.Allow
+	case in(doc.DenyOut):
+		return policy.Deny
+	}
+	return doc.Default
+}
+
+// byRanges decides as the kernel does, from the plain ranges.
+func byRanges(t *testing.T, p *policy.Policy, a netip.Addr) policy.Verdict {
+	r, err := p.Ranges()
+	if err != nil {
+		t.Fatal(err)
+	}
+	never4, never6 := p.Never().Ranges()
+	switch {
+	case inRanges(a, never4, never6):
+		return policy.Deny
+	case inRanges(a, r.Allow4, r.Allow6):
+		return policy.Allow
+	case inRanges(a, r.Deny4, r.Deny6):
+		return policy.Deny
+	}
+	return r.Default
+}
+
+func inRanges(a netip.Addr, lists ...[]netipx.IPRange) bool {
+	for _, list := range lists {
+		for _, r := range list {
+			if r.Contains(a) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// world makes random documents and addresses that meet often: everything is
+// taken from a few bits around a few bases.
+type world struct{ *rand.Rand }
+
+func newWorld(seed uint64) world { return world{rand.New(rand.NewPCG(seed, 0))} }
+
+func (w world) addr() netip.Addr {
+	switch w.IntN(8) {
+	case 0: // near and in what is never reachable
+		return netip.AddrFrom4([4]byte{10, byte(w.IntN(2)), 0, byte(w.IntN(4))})
+	case 1:
+		return netip.AddrFrom4([4]byte{255, 255, 255, byte(252 + w.IntN(4))})
+	case 2:
+		return netip.AddrFrom4([4]byte{byte(w.IntN(256)), byte(w.IntN(256)), byte(w.IntN(256)), byte(w.IntN(256))})
+	case 3, 4:
+		return netip.AddrFrom16([16]byte{0x26, 0x06, 0x47, byte(w.IntN(4)), 15: byte(w.IntN(4))})
+	case 5:
+		return netip.AddrFrom16([16]byte{byte(w.IntN(256)), byte(w.IntN(256)), 15: byte(w.IntN(256))})
+	}
+	return netip.AddrFrom4([4]byte{93, 184, byte(w.IntN(4)), byte(w.IntN(8))})
+}
+
+func (w world) entry() string {
+	for {
+		a := w.addr()
+		if a.IsUnspecified() || a.Is4In6() {
+			continue
+		}
+		if w.IntN(3) == 0 {
+			return a.String()
+		}
+		p := netip.PrefixFrom(a, 1+w.IntN(a.BitLen()))
+		if w.IntN(12) == 0 {
+			p = netip.PrefixFrom(a, 0)
+			if a.Is4() {
+				return policy.AllTraffic
+			}
+		}
+		if m := p.Masked(); m.Bits() == 0 || !m.Addr().IsUnspecified() {
+			return p.String()
+		}
+	}
+}
+
+func (w world) document() policy.Document {
+	doc := policy.Document{Default: policy.Verdict(w.IntN(2))}
+	for range w.IntN(6) {
+		doc.AllowOut = append(doc.AllowOut, w.entry())
+	}
+	for range w.IntN(6) {
+		doc.DenyOut = append(doc.DenyOut, w.entry())
+	}
+	return doc
+}
+
+// FuzzDecide holds Decide, and the ranges for the kernel, to the naive
+// evaluator.
+func FuzzDecide(f *testing.F) {
+	for seed := range uint64(200) {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, seed uint64) {
+		w := newWorld(seed)
+		never, err := policy.NewNever(nil, []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")})
+		if err != nil {
+			t.Fatal(err)
+		}
+		doc := w.document()
+		p, err := policy.Parse(doc, policy.Options{Never: never})
+		if err != nil {
+			t.Fatalf("%+v: %v", doc, err)
+		}
+		for range 50 {
+			a := w.addr()
+			d := p.Decide(policy.Flow{Proto: policy.TCP, Dst: netip.AddrPortFrom(a, 443)})
+			if want := naive(doc, never, a); d.Verdict != want {
+				t.Errorf("%v under %+v: %v (%s), want %v", a, doc, d.Verdict, d.Reason(), want)
+			}
+			if ranges := byRanges(t, p, a); ranges != d.Verdict {
+				t.Errorf("%v under %+v: the ranges say %v, Decide %v", a, doc, ranges, d.Verdict)
+			}
+		}
+	})
+}
+
+// FuzzParse: whatever a caller writes is refused with an error about it, or
+// compiles to something that can be asked.
+func FuzzParse(f *testing.F) {
+	for _, s := range []string{"1.1.1.1", "::/0", "0.0.0.0/0", "*.example.com", "fe80::1%1", "::ffff:1.2.3.4/120", "1.1.1.1/-0", " 1.1.1.1", "\x00", "١.١.١.١"} {
+		f.Add(s, s, uint8(1))
+	}
+	f.Fuzz(func(t *testing.T, allow, deny string, verdict uint8) {
+		doc := policy.Document{AllowOut: []string{allow}, DenyOut: []string{deny}, Default: policy.Verdict(verdict)}
+		p, err := policy.Parse(doc, policy.Options{})
+		if err != nil {
+			if p != nil || len(err.Error()) > 1000 {
+				t.Errorf("policy %v with error of %d bytes", p, len(err.Error()))
+			}
+			return
+		}
+		for _, entry := range []string{allow, deny} {
+			if _, err := netip.ParseAddr(entry); err != nil {
+				if _, err := netip.ParsePrefix(entry); err != nil {
+					t.Errorf("accepted %q, which netip does not read", entry)
+				}
+			}
+		}
+		for _, a := range []string{"127.0.0.1", "169.254.169.254", "::1", "fe80::1"} {
+			if p.Decide(policy.Flow{Proto: policy.TCP, Dst: netip.AddrPortFrom(netip.MustParseAddr(a), 80)}).Verdict != policy.Deny {
+				t.Errorf("%+v opens %s", doc, a)
+			}
+		}
+	})
+}
+
+// tenThousand is the largest document that is accepted by default.
+func tenThousand(tb testing.TB) *policy.Policy {
+	w := newWorld(1)
+	doc := policy.Document{Default: policy.Allow}
+	for i := range policy.DefaultMaxEntries {
+		doc.AllowOut = append(doc.AllowOut, fmt.Sprintf("%d.%d.%d.0/24", 20+w.IntN(60), w.IntN(256), i%256))
+		doc.DenyOut = append(doc.DenyOut, fmt.Sprintf("2606:%x:%x::/48", w.IntN(0xffff), i))
+	}
+	p, err := policy.Parse(doc, policy.Options{})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return p
+}
+
+func BenchmarkDecide(b *testing.B) {
+	p := tenThousand(b)
+	for name, dst := range map[string]string{"v4": "93.184.216.34:443", "v6": "[2606:4700:4700::1111]:443"} {
+		flow := policy.Flow{Proto: policy.TCP, Dst: netip.MustParseAddrPort(dst)}
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				p.Decide(flow)
+			}
+		})
+	}
+}
+
+func BenchmarkParse10000(b *testing.B) {
+	b.ReportAllocs()
+	for b.Loop() {
+		tenThousand(b)
+	}
+}
+
+func BenchmarkRanges10000(b *testing.B) {
+	p := tenThousand(b)
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := p.Ranges(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

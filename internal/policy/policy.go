@@ -1,0 +1,197 @@
+package policy
+
+import (
+	"fmt"
+	"net/netip"
+
+	"go4.org/netipx"
+)
+
+// Proto is an IP protocol number.
+type Proto uint8
+
+// The protocols that can leave a sandbox. ICMP stands for ICMPv6 as well, and
+// for echo requests only. Every other protocol, the zero value included, is
+// denied.
+const (
+	ICMP Proto = 1
+	TCP  Proto = 6
+	UDP  Proto = 17
+)
+
+// String returns the protocol's usual name.
+func (p Proto) String() string {
+	switch p {
+	case ICMP:
+		return "icmp"
+	case TCP:
+		return "tcp"
+	case UDP:
+		return "udp"
+	}
+	return fmt.Sprintf("protocol %d", uint8(p))
+}
+
+// Flow is what a sandbox wants to do: one connection, or one exchange of
+// datagrams, with a destination.
+type Flow struct {
+	Proto Proto
+	// Dst is the address that is really contacted. Addresses taken from
+	// dual-stack sockets must be unmapped first: an IPv4-mapped address is
+	// never reachable.
+	Dst netip.AddrPort
+}
+
+// Policy is a compiled document. It is immutable and safe for concurrent use.
+// A nil *Policy denies everything.
+type Policy struct {
+	never       *Never
+	allow, deny *list
+	verdict     Verdict // for what no list names
+}
+
+// Rule is the part of a policy that decided.
+type Rule uint8
+
+// In the order in which they are asked, except for RuleDefault which is last.
+const (
+	RuleNone     Rule = iota // there is no policy
+	RuleProtocol             // a protocol that is not offered, or no destination
+	RuleNever                // the never-reachable table
+	RuleAllowOut
+	RuleDenyOut
+	RuleDefault
+)
+
+// String returns the rule's name as records show it.
+func (r Rule) String() string {
+	switch r {
+	case RuleProtocol:
+		return "protocol"
+	case RuleNever:
+		return "never"
+	case RuleAllowOut:
+		return fieldAllow
+	case RuleDenyOut:
+		return fieldDeny
+	case RuleDefault:
+		return fieldDefault
+	}
+	return "none"
+}
+
+// Decision is the answer about one flow. Its zero value denies.
+type Decision struct {
+	Verdict Verdict
+	Rule    Rule
+	// Entry is the entry of the list that matched, as it was written.
+	Entry string
+
+	flow Flow
+	why  Range // set for RuleNever
+}
+
+// Decide answers whether a flow may pass: what is never reachable is denied,
+// then allowOut beats denyOut beats the default. It allocates nothing.
+func (p *Policy) Decide(f Flow) Decision {
+	if p == nil {
+		return Decision{flow: f}
+	}
+	dst := f.Dst.Addr()
+	if !dst.IsValid() || f.Proto != TCP && f.Proto != UDP && f.Proto != ICMP {
+		return Decision{Rule: RuleProtocol, flow: f}
+	}
+	if r, never := p.never.Find(dst); never {
+		return Decision{Rule: RuleNever, why: r, flow: f}
+	}
+	if entry, ok := p.allow.Lookup(dst); ok {
+		return Decision{Verdict: Allow, Rule: RuleAllowOut, Entry: entry, flow: f}
+	}
+	if entry, ok := p.deny.Lookup(dst); ok {
+		return Decision{Rule: RuleDenyOut, Entry: entry, flow: f}
+	}
+	return Decision{Verdict: p.verdict, Rule: RuleDefault, flow: f}
+}
+
+// Reason says why, in a sentence for people.
+func (d Decision) Reason() string {
+	dst := d.flow.Dst.Addr()
+	switch d.Rule {
+	case RuleProtocol:
+		if !dst.IsValid() {
+			return "the flow has no destination address"
+		}
+		return fmt.Sprintf("%v cannot leave a sandbox, only TCP, UDP and ICMP echo can", d.flow.Proto)
+	case RuleNever:
+		if !d.why.Prefix.IsValid() {
+			return fmt.Sprintf("%v is never reachable: %s", dst, d.why.Why)
+		}
+		return fmt.Sprintf("%v is never reachable: %s (%v)", dst, d.why.Why, d.why.Prefix)
+	case RuleAllowOut, RuleDenyOut:
+		return fmt.Sprintf("%v is in %v entry %s", dst, d.Rule, d.Entry)
+	case RuleDefault:
+		return fmt.Sprintf("%v is in no list and the default is %v", dst, d.Verdict)
+	}
+	return "no policy is in force"
+}
+
+// Never returns the table the policy was compiled with; nil for a nil policy.
+func (p *Policy) Never() *Never {
+	if p == nil {
+		return nil
+	}
+	return p.never
+}
+
+// Ranges is a policy as plain address ranges, for enforcement that has no
+// trie. Each slice is sorted, and its ranges neither overlap nor touch. The
+// order of evaluation is that of Decide: never-reachable, allow, deny, default.
+type Ranges struct {
+	Allow4, Allow6 []netipx.IPRange
+	Deny4, Deny6   []netipx.IPRange
+	Default        Verdict
+}
+
+// Ranges returns the address ranges of the policy. A nil policy has none and
+// denies by default.
+func (p *Policy) Ranges() (Ranges, error) {
+	if p == nil {
+		return Ranges{}, nil
+	}
+	r := Ranges{Default: p.verdict}
+	var err error
+	if r.Allow4, r.Allow6, err = merge(p.allow); err != nil {
+		return Ranges{}, fmt.Errorf("merge %s: %w", fieldAllow, err)
+	}
+	if r.Deny4, r.Deny6, err = merge(p.deny); err != nil {
+		return Ranges{}, fmt.Errorf("merge %s: %w", fieldDeny, err)
+	}
+	return r, nil
+}
+
+func merge(l *list) (v4, v6 []netipx.IPRange, err error) {
+	var b netipx.IPSetBuilder
+	for prefix := range l.All() {
+		b.AddPrefix(prefix)
+	}
+	set, err := b.IPSet()
+	if err != nil {
+		return nil, nil, err
+	}
+	v4, v6 = split(set)
+	return v4, v6, nil
+}
+
+// split separates the families; a set's ranges are sorted with IPv4 first.
+func split(set *netipx.IPSet) (v4, v6 []netipx.IPRange) {
+	all := set.Ranges()
+	for i, r := range all {
+		if r.From().Is6() {
+			return all[:i:i], all[i:]
+		}
+	}
+	return all, nil
+}
+
+func everything4() []netipx.IPRange { return []netipx.IPRange{netipx.RangeOfPrefix(all4)} }
+func everything6() []netipx.IPRange { return []netipx.IPRange{netipx.RangeOfPrefix(all6)} }
