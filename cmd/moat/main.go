@@ -10,6 +10,7 @@ import (
 	"syscall"
 
 	"github.com/moat-sandbox/moat/internal/app"
+	"github.com/moat-sandbox/moat/internal/sandbox/gvisor"
 )
 
 // The main goroutine keeps the main thread: a goroutine that enters another
@@ -17,6 +18,7 @@ import (
 func init() { runtime.LockOSThread() }
 
 func main() {
+	gvisor.Dispatch()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	// The first signal asks for a clean end, the second one gets its way.
 	context.AfterFunc(ctx, stop)
