@@ -156,7 +156,7 @@ func (in *Ingress) serveSandbox(w http.ResponseWriter, r *http.Request, addr add
 		return fail
 	}
 	target, ok := in.sandboxes.Sandbox(addr.id)
-	if !ok {
+	if !ok || !target.complete(addr) {
 		return notFound(addr)
 	}
 	if fail := target.admit(addr, r.Header); fail != nil {
@@ -167,6 +167,12 @@ func (in *Ingress) serveSandbox(w http.ResponseWriter, r *http.Request, addr add
 		return in.explain(err, addr)
 	}
 	return in.forward(w, r, up, target, addr)
+}
+
+// complete guards against a lookup that answers with too little to be sure
+// where the request would end up.
+func (t Target) complete(addr address) bool {
+	return t.ID == addr.id && t.Addr.IsValid() && t.Done != nil
 }
 
 // Close cuts whatever is still open and waits for the goroutines behind it.
