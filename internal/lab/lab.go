@@ -1,0 +1,153 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net/netip"
+	"sync"
+)
+
+// Config says what differs from the ordinary lab. Its zero value is usable.
+type Config struct {
+	// Records adds to the internet's names, in the text form of RFC 1035
+	// master files with absolute names. A name given here loses the records it
+	// has by default. Records with a TTL of 0 are handed out one per query, in
+	// turn: that is how a name rebinds.
+	Records string
+	// Addresses gives the internet further public addresses.
+	Addresses []netip.Addr
+	// Log receives the servers' complaints; nil discards them.
+	Log *slog.Logger
+}
+
+// Lab is a running laboratory.
+type Lab struct {
+	// Node is the machine under test.
+	Node *Node
+	// Internet is everything else.
+	Internet *Space
+
+	ca      *authority
+	names   *nameserver
+	web     *web
+	capture *capture
+
+	closers []io.Closer // closed in reverse order
+	once    sync.Once
+	closed  error
+	unwatch func() bool
+}
+
+// New builds a laboratory and starts its servers. It is closed when ctx ends,
+// or by Close. The caller must be root.
+func New(ctx context.Context, cfg Config) (*Lab, error) {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	l := &Lab{unwatch: func() bool { return false }}
+	if err := l.build(cfg); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	l.unwatch = context.AfterFunc(ctx, func() { _ = l.Close() })
+	return l, nil
+}
+
+func (l *Lab) build(cfg Config) (err error) {
+	zone, err := parseZone(defaultRecords, cfg.Records)
+	if err != nil {
+		return err
+	}
+	if l.ca, err = newAuthority(); err != nil {
+		return err
+	}
+	if l.Node, err = newNode(dnsAddr.String()); err != nil {
+		return err
+	}
+	l.closers = append(l.closers, closerFunc(l.Node.close))
+	if l.Internet, err = newSpace("internet"); err != nil {
+		return err
+	}
+	l.closers = append(l.closers, closerFunc(l.Internet.close))
+	l.Node.resolver, l.Internet.resolver = DNSServer, DNSServer
+
+	public := append(publicAddrs(), cfg.Addresses...)
+	if err := connect(l.Node.Space, l.Internet, public); err != nil {
+		return err
+	}
+	return l.serve(zone, public, cfg.Log)
+}
+
+// serve starts everything that answers on the internet.
+func (l *Lab) serve(zone *zone, public []netip.Addr, log *slog.Logger) (err error) {
+	if l.capture, err = startCapture(l.Internet); err != nil {
+		return err
+	}
+	l.closers = append(l.closers, l.capture)
+	if l.names, err = startNameserver(l.Internet, zone, log); err != nil {
+		return err
+	}
+	l.closers = append(l.closers, l.names)
+	if l.web, err = startWeb(l.Internet, l.ca, l.names, log); err != nil {
+		return err
+	}
+	l.closers = append(l.closers, l.web)
+	streams, err := startStreams(l.Internet)
+	if err != nil {
+		return err
+	}
+	l.closers = append(l.closers, streams)
+	echo, err := startEcho(l.Internet, public)
+	if err != nil {
+		return err
+	}
+	l.closers = append(l.closers, echo)
+	return nil
+}
+
+// Close ends every process of the node, all servers and both namespaces, and
+// waits for that. It may be called more than once.
+func (l *Lab) Close() error {
+	l.once.Do(func() {
+		l.unwatch()
+		for i := len(l.closers) - 1; i >= 0; i-- {
+			l.closed = errors.Join(l.closed, l.closers[i].Close())
+		}
+	})
+	return l.closed
+}
+
+// CA is the certificate, in PEM, of the authority that signed all the
+// internet's certificates.
+func (l *Lab) CA() []byte { return l.ca.pem }
+
+// Certificate issues a certificate for these names and addresses, signed by
+// the lab's authority. Both results are PEM.
+func (l *Lab) Certificate(names ...string) (cert, key []byte, err error) {
+	return l.ca.issuePEM(names)
+}
+
+// SetRecords replaces the records that Config.Records gave.
+func (l *Lab) SetRecords(records string) error {
+	zone, err := parseZone(defaultRecords, records)
+	if err != nil {
+		return err
+	}
+	l.names.setZone(zone)
+	return nil
+}
+
+// Queries lists the DNS queries that the internet has seen, oldest first.
+func (l *Lab) Queries() []Query { return l.names.seen.list() }
+
+// Requests lists the HTTP requests that the internet has seen, oldest first.
+func (l *Lab) Requests() []Request { return l.web.seen.list() }
+
+// Packets lists what has arrived at the internet's end of the wire: one entry
+// for each different packet header, in the order of first sight.
+func (l *Lab) Packets() []Packet { return l.capture.list() }
+
+type closerFunc func() error
+
+func (f closerFunc) Close() error { return f() }
