@@ -102,11 +102,11 @@ type ListedSandbox struct {
 	Metadata    map[string]string `json:"metadata,omitempty"`
 }
 
-// SandboxDetail is the answer to GET /sandboxes/{sandboxID}.
+// SandboxDetail is the answer to GET /sandboxes/{sandboxID}. It holds no secret:
+// the guest's token comes with create and connect only.
 type SandboxDetail struct {
 	ListedSandbox
-	EnvdAccessToken string  `json:"envdAccessToken,omitempty"`
-	Domain          *string `json:"domain"` // as in Sandbox
+	Domain *string `json:"domain"` // as in Sandbox
 	// AllowInternetAccess is the flag as given; null when it never was.
 	AllowInternetAccess *bool `json:"allowInternetAccess"`
 	// Network holds the lists as given; absent when both are empty.

@@ -38,11 +38,6 @@ func (c *Client) Open(s api.Sandbox) *Sandbox {
 	return box.As("")
 }
 
-// OpenDetail is Open for what Client.Sandbox returned.
-func (c *Client) OpenDetail(d api.SandboxDetail) *Sandbox {
-	return c.Open(api.Sandbox{SandboxID: d.SandboxID, EnvdAccessToken: d.EnvdAccessToken, Domain: d.Domain})
-}
-
 // As returns the same sandbox, its commands and files used as the named user of
 // its own. Empty means the sandbox's default user.
 func (s *Sandbox) As(user string) *Sandbox {

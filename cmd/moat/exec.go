@@ -106,11 +106,12 @@ func (c *cli) exec(ctx context.Context, o execOptions, id string, command client
 	if err != nil {
 		return err
 	}
-	detail, err := server.Sandbox(ctx, id)
+	// Only connecting gives the daemon's token; no timeout extends nothing.
+	connected, err := server.Connect(ctx, id, 0)
 	if err != nil {
 		return err
 	}
-	box := server.OpenDetail(detail).As(o.user)
+	box := server.Open(connected).As(o.user)
 	if o.timeout > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, o.timeout)
