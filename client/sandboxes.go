@@ -87,7 +87,7 @@ func (f Filter) query() url.Values {
 		// E2B escapes keys and values once more than a query needs.
 		pairs := url.Values{}
 		for k, v := range f.Metadata {
-			pairs.Set(url.QueryEscape(k), url.QueryEscape(v))
+			pairs.Set(escape(k), escape(v))
 		}
 		query.Set("metadata", pairs.Encode())
 	}
@@ -105,6 +105,11 @@ func (f Filter) query() url.Values {
 		query.Set("limit", strconv.Itoa(f.PageSize))
 	}
 	return query
+}
+
+// escape percent-encodes text as JavaScript's encodeURIComponent does.
+func escape(text string) string {
+	return strings.ReplaceAll(url.QueryEscape(text), "+", "%20")
 }
 
 // Sandboxes lists sandboxes, newest first, asking for page after page while the

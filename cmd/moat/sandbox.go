@@ -164,7 +164,8 @@ func (c *cli) sandboxURLCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			_, err = fmt.Fprintln(c.stdout, server.OpenDetail(detail).URL(int(port)))
+			box := server.Open(api.Sandbox{SandboxID: detail.SandboxID, Domain: detail.Domain})
+			_, err = fmt.Fprintln(c.stdout, box.URL(int(port)))
 			return err
 		},
 	}
