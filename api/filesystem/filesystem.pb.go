@@ -136,8 +136,9 @@ func (EventType) EnumDescriptor() ([]byte, []int) {
 	return file_filesystem_filesystem_proto_rawDescGZIP(), []int{1}
 }
 
-// EntryInfo describes one path. A symbolic link has the type, mode and size of
-// what it points to; its type is unspecified when that does not exist.
+// EntryInfo describes one path. A symbolic link has the type and mode of what
+// it points to, or an unspecified type when that does not exist; everything
+// else is its own.
 type EntryInfo struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -147,13 +148,14 @@ type EntryInfo struct {
 	Size int64 `protobuf:"varint,4,opt,name=size,proto3" json:"size,omitempty"`
 	// Permission bits only.
 	Mode uint32 `protobuf:"varint,5,opt,name=mode,proto3" json:"mode,omitempty"`
-	// As ls -l writes them: "-rw-r--r--".
+	// Like "-rw-r--r--" and "drwxr-xr-x", in the notation of Go's fs.FileMode.
 	Permissions string `protobuf:"bytes,6,opt,name=permissions,proto3" json:"permissions,omitempty"`
 	// Names where they are known, else decimal ids.
 	Owner        string                 `protobuf:"bytes,7,opt,name=owner,proto3" json:"owner,omitempty"`
 	Group        string                 `protobuf:"bytes,8,opt,name=group,proto3" json:"group,omitempty"`
 	ModifiedTime *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=modified_time,json=modifiedTime,proto3" json:"modified_time,omitempty"`
-	// Set for symbolic links only.
+	// For symbolic links only: where it leads in the end, or the path itself when
+	// it leads nowhere.
 	SymlinkTarget *string `protobuf:"bytes,10,opt,name=symlink_target,json=symlinkTarget,proto3,oneof" json:"symlink_target,omitempty"`
 	// The extended attributes "user.e2b.<key>", by key.
 	Metadata      map[string]string `protobuf:"bytes,11,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`

@@ -1,0 +1,141 @@
+package guest
+
+import (
+	"bytes"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+)
+
+// trustStores are the files in which distributions keep the certificates that
+// everything trusts. One may be a link to another.
+var trustStores = []string{
+	"etc/ssl/certs/ca-certificates.crt",                // Debian, Alpine, Arch
+	"etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem", // Fedora, RHEL
+	"etc/pki/tls/certs/ca-bundle.crt",                  // RHEL, older
+	"etc/ssl/ca-bundle.pem",                            // openSUSE
+	"etc/ssl/cert.pem",                                 // Alpine, OpenSSL's default
+	"var/lib/ca-certificates/ca-bundle.pem",            // openSUSE
+}
+
+const (
+	// extraCA holds the added certificates alone.
+	extraCA = "etc/ssl/certs/moat-extra-ca.pem"
+	// sourceCA is where update-ca-certificates finds them again.
+	sourceCA = "usr/local/share/ca-certificates/moat-extra-ca.crt"
+
+	trustBegin = "# Added by the sandbox: begin\n"
+	trustEnd   = "# Added by the sandbox: end\n"
+)
+
+// trust makes the sandbox trust the certificates of a checked bundle too, and
+// returns the variables for programs that do not look at the system's store.
+func (d rootDir) trust(bundle string) (map[string]string, error) {
+	if !strings.HasSuffix(bundle, "\n") {
+		bundle += "\n"
+	}
+	if err := d.write(extraCA, bundle); err != nil {
+		return nil, err
+	}
+	// A template whose /usr is read-only does without: only a later run of
+	// update-ca-certificates would need it.
+	err := d.write(sourceCA, bundle)
+	if err != nil && !errors.Is(err, syscall.EROFS) && !errors.Is(err, fs.ErrPermission) {
+		return nil, err
+	}
+	store, err := d.extendStores(bundle)
+	if err != nil {
+		return nil, err
+	}
+	return map[string]string{
+		"NODE_EXTRA_CA_CERTS": "/" + extraCA,
+		"SSL_CERT_FILE":       "/" + store,
+		"REQUESTS_CA_BUNDLE":  "/" + store,
+		"CURL_CA_BUNDLE":      "/" + store,
+		"AWS_CA_BUNDLE":       "/" + store,
+	}, nil
+}
+
+// checkBundle accepts one or more PEM certificates and nothing else.
+func checkBundle(bundle string) error {
+	rest, n := []byte(bundle), 0
+	for {
+		var block *pem.Block
+		if block, rest = pem.Decode(rest); block == nil {
+			break
+		}
+		n++
+		if block.Type != "CERTIFICATE" {
+			return fmt.Errorf("caBundle: PEM block %d is a %q, not a CERTIFICATE", n, block.Type)
+		}
+		if _, err := x509.ParseCertificate(block.Bytes); err != nil {
+			return fmt.Errorf("caBundle: certificate %d: %w", n, err)
+		}
+	}
+	if n == 0 || len(bytes.TrimSpace(rest)) > 0 {
+		return errors.New("caBundle: it is not made of PEM certificates only")
+	}
+	return nil
+}
+
+// extendStores adds the bundle to every trust store there is, or makes one, and
+// returns the name of the first.
+func (d rootDir) extendStores(bundle string) (string, error) {
+	first := ""
+	for _, name := range trustStores {
+		content, err := os.ReadFile(filepath.Join(string(d), name))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return "", fmt.Errorf("add certificates to %s: %w", name, err)
+		}
+		if first == "" {
+			first = name
+		}
+		extended := extend(string(content), bundle)
+		if extended == string(content) {
+			continue // the same file under another name
+		}
+		if err := d.rewrite(name, extended); err != nil {
+			return "", err
+		}
+	}
+	if first == "" {
+		first = trustStores[0]
+		return first, d.write(first, bundle)
+	}
+	return first, nil
+}
+
+// rewrite replaces the content of a file, following links: two names of one
+// store must stay one.
+func (d rootDir) rewrite(name, content string) error {
+	path, err := filepath.EvalSymlinks(filepath.Join(string(d), name))
+	if err != nil {
+		return fmt.Errorf("add certificates to %s: %w", name, err)
+	}
+	if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+		return fmt.Errorf("add certificates to %s: %w", name, err)
+	}
+	return nil
+}
+
+// extend returns a trust store's content with the bundle as its last section,
+// instead of one that was added before.
+func extend(content, bundle string) string {
+	if before, after, found := strings.Cut(content, trustBegin); found {
+		_, rest, _ := strings.Cut(after, trustEnd)
+		content = before + rest
+	}
+	if content != "" && !strings.HasSuffix(content, "\n") {
+		content += "\n"
+	}
+	return content + trustBegin + bundle + trustEnd
+}
