@@ -3,10 +3,8 @@ package ingress
 import (
 	"bufio"
 	"errors"
-	"io"
 	"net"
 	"net/http"
-	"sync/atomic"
 	"time"
 )
 
@@ -119,19 +117,4 @@ func (c *eagerConn) CloseWrite() error {
 		return half.CloseWrite()
 	}
 	return errors.ErrUnsupported
-}
-
-// clientBody is a request's body that remembers whether reading it failed, to
-// tell a client's fault from the sandbox's.
-type clientBody struct {
-	io.ReadCloser
-	failed *atomic.Bool
-}
-
-func (b clientBody) Read(p []byte) (int, error) {
-	n, err := b.ReadCloser.Read(p)
-	if err != nil && err != io.EOF {
-		b.failed.Store(true)
-	}
-	return n, err
 }

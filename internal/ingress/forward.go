@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"syscall"
 
 	"github.com/moat-sandbox/moat/api"
@@ -16,12 +15,12 @@ import (
 
 // exchange is one request on its way to a sandbox.
 type exchange struct {
-	in         *Ingress
-	up         *upstream
-	target     Target
-	addr       address
-	answer     *answer
-	bodyFailed atomic.Bool // reading the client's body failed
+	in     *Ingress
+	up     *upstream
+	target Target
+	addr   address
+	answer *answer
+	body   clientBody
 }
 
 // forward passes a request on and streams the answer back.
@@ -51,6 +50,7 @@ func (in *Ingress) forward(w http.ResponseWriter, r *http.Request, up *upstream,
 		ErrorLog:      in.proxyLog,
 	}
 	proxy.ServeHTTP(x.answer, r)
+	x.linger(r)
 	return nil
 }
 
@@ -73,7 +73,8 @@ func (x *exchange) rewrite(pr *httputil.ProxyRequest) {
 	// Shared, because the server fills it in only after the body.
 	out.Trailer = pr.In.Trailer
 	if out.Body != nil {
-		out.Body = clientBody{out.Body, &x.bodyFailed}
+		x.body.ReadCloser = out.Body
+		out.Body = &x.body
 	}
 }
 
@@ -85,7 +86,7 @@ func (x *exchange) fail(_ http.ResponseWriter, r *http.Request, err error) {
 	switch {
 	case x.up.life.Err() != nil:
 		err = errEnded
-	case x.bodyFailed.Load():
+	case x.body.failed.Load():
 		err = errClientBody
 	}
 	f := x.in.explain(err, x.addr)

@@ -80,7 +80,7 @@ func TestCredentialsAreStripped(t *testing.T) {
 	}
 	app, guest, code := open(0), open(49983), open(49999)
 	cases := []struct {
-		name, value       string
+		name, value      string
 		app, guest, code bool // whether it arrives
 	}{
 		{"E2b-Traffic-Access-Token", "x", false, false, false},

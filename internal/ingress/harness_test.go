@@ -306,7 +306,9 @@ func isReset(err error) bool {
 	return err != nil && strings.Contains(err.Error(), "connection reset by peer")
 }
 
-func isCleanEnd(err error) bool { return err == nil || errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) }
+func isCleanEnd(err error) bool {
+	return err == nil || errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF)
+}
 
 type syncBuffer struct {
 	mu  sync.Mutex

@@ -69,6 +69,8 @@ func checkRequest(r *http.Request, addr address) *failure {
 	case strings.ContainsFunc(r.RequestURI, isBlank):
 		// Likewise a space in an HTTP/2 path would end the path in HTTP/1.
 		return badRequest("the path or query contains a blank or a control character")
+	case r.RequestURI == "*" && r.Method != http.MethodOptions:
+		return badRequest("\"*\" is a target for OPTIONS only")
 	case addr.port == api.GuestPort && isReserved(r.URL.Path):
 		return reservedPath(r.URL.Path)
 	}

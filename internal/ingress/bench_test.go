@@ -1,0 +1,83 @@
+package ingress
+
+import (
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/moat-sandbox/moat/internal/sandbox"
+)
+
+// BenchmarkRequest sends small requests one after another, through the ingress
+// and, for comparison, straight to the app.
+func BenchmarkRequest(b *testing.B) {
+	w := newWorld(b, func(cfg *Config) { cfg.Logger = slog.New(slog.DiscardHandler) })
+	app := w.serve(func(rw http.ResponseWriter, r *http.Request) { io.WriteString(rw, "hello") })
+	run := func(b *testing.B, url string, c *http.Client) {
+		b.ReportAllocs()
+		for b.Loop() {
+			resp, err := c.Get(url)
+			if err != nil {
+				b.Fatal(err)
+			}
+			io.Copy(io.Discard, resp.Body)
+			resp.Body.Close()
+		}
+	}
+	direct := "http://" + net.JoinHostPort(app.Addr.String(), strconv.Itoa(int(app.port))) + "/"
+	b.Run("direct", func(b *testing.B) { run(b, direct, http.DefaultClient) })
+	for _, c := range w.clients() {
+		b.Run(c.name, func(b *testing.B) { run(b, c.scheme+"://"+app.host()+"/", c.Client) })
+	}
+}
+
+// BenchmarkUnknown is what a stranger's guess costs, with few and with many
+// sandboxes known.
+func BenchmarkUnknown(b *testing.B) {
+	for _, known := range []int{10, 100_000} {
+		b.Run(strconv.Itoa(known), func(b *testing.B) {
+			in := quietIngress(b)
+			all := &boxes{known: make(map[string]Target)}
+			for range known {
+				id := sandbox.NewID()
+				all.known[id] = Target{ID: id, Addr: netip.IPv6Loopback(), Done: make(chan struct{})}
+			}
+			in.sandboxes = all
+			r, err := http.NewRequest("GET", "http://8080-"+someID+"."+testDomain+"/", strings.NewReader(""))
+			if err != nil {
+				b.Fatal(err)
+			}
+			w := &nowhere{header: make(http.Header)}
+			b.ReportAllocs()
+			for b.Loop() {
+				in.ServeHTTP(w, r)
+			}
+			if w.status != http.StatusBadGateway {
+				b.Errorf("got %d", w.status)
+			}
+		})
+	}
+}
+
+type nowhere struct {
+	header http.Header
+	status int
+}
+
+func (w *nowhere) Header() http.Header         { return w.header }
+func (w *nowhere) Write(p []byte) (int, error) { return len(p), nil }
+func (w *nowhere) WriteHeader(status int)      { w.status = status }
+
+func BenchmarkParseHost(b *testing.B) {
+	b.ReportAllocs()
+	for b.Loop() {
+		if kind, _, err := parseHost("8080-"+someID+".moat.test:443", testDomain); kind != sandboxHost || err != nil {
+			b.Fatal(kind, err)
+		}
+	}
+}
