@@ -45,11 +45,12 @@ type Writer struct {
 	limit int64
 	end   int64 // where the next block goes
 	chunk []byte
-	used  int64 // bytes of live data
+	used  int64 // bytes appended
 }
 
 // NewWriter starts an image in file, which must be empty and which the caller
-// keeps and closes. Data beyond limit bytes is refused with ErrTooLarge.
+// keeps and closes. Appending more than limit bytes, discarded ones included,
+// fails with ErrTooLarge.
 func NewWriter(file *os.File, limit int64) (*Writer, error) {
 	if limit <= 0 || limit > maxBytes {
 		return nil, fmt.Errorf("image limit %d: not between 1 and %d bytes", limit, maxBytes)
@@ -91,6 +92,9 @@ func (w *Writer) Append(r io.Reader) (_ Extent, err error) {
 	return ext, nil
 }
 
+// Room is how many more bytes may be appended.
+func (w *Writer) Room() int64 { return w.limit - w.used }
+
 // Data reads back what Append wrote.
 func (w *Writer) Data(ext Extent) *io.SectionReader {
 	return io.NewSectionReader(w.file, ext.Offset, ext.Size)
@@ -99,7 +103,6 @@ func (w *Writer) Data(ext Extent) *io.SectionReader {
 // Discard says that nothing refers to ext any more. Its blocks are given back
 // to the disk; where the file system cannot do that they are only wasted.
 func (w *Writer) Discard(ext Extent) {
-	w.used -= ext.Size
 	if ext.Size > 0 {
 		_ = unix.Fallocate(int(w.file.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE,
 			ext.Offset, roundUp(ext.Size))

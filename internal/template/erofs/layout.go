@@ -18,7 +18,8 @@ const (
 // inode is a Node with its place in the image.
 type inode struct {
 	node   *Node
-	parent *inode // of a directory; the root is its own
+	name   string
+	parent *inode // where it was first found; the root is its own
 	nid    uint64 // inode number: slots from the start of the inode area
 	nlink  uint32
 	size   int64  // bytes of content; of a directory, of its entries
@@ -42,7 +43,7 @@ func planLayout(root *Node, free int64) (*layout, error) {
 		return nil, fmt.Errorf("image root is not a directory")
 	}
 	l := &layout{byNode: make(map[*Node]*inode)}
-	if err := l.collect("/", root, nil); err != nil {
+	if err := l.collect("", root, nil); err != nil {
 		return nil, err
 	}
 	cursor := int64(firstInode)
@@ -69,55 +70,58 @@ func planLayout(root *Node, free int64) (*layout, error) {
 }
 
 // collect adds node and all below it, parents before children.
-func (l *layout) collect(path string, node *Node, parent *inode) error {
+func (l *layout) collect(name string, node *Node, parent *inode) error {
 	if seen := l.byNode[node]; seen != nil {
 		if node.IsDir() {
-			return fmt.Errorf("%s: a directory cannot have a second name", path)
+			return fmt.Errorf("%s/%s: a directory cannot have a second name", parent.path(), name)
 		}
 		seen.nlink++
 		return nil
 	}
-	if err := node.check(); err != nil {
-		return fmt.Errorf("%s: %w", path, err)
+	ino := &inode{node: node, name: name, nlink: 1, parent: parent}
+	if parent == nil {
+		ino.parent = ino
 	}
-	ino := &inode{node: node, nlink: 1, parent: parent}
+	if err := node.check(); err != nil {
+		return fmt.Errorf("%s: %w", ino.path(), err)
+	}
 	l.byNode[node] = ino
 	l.inodes = append(l.inodes, ino)
 	switch {
 	case node.IsRegular():
 		ino.size, ino.data = node.Data.Size, node.Data.Offset
-		return nil
 	case node.IsSymlink():
 		ino.size = int64(len(node.Target))
 		ino.inline = ino.size <= maxInline
-		return nil
-	case !node.IsDir():
-		return nil
+	case node.IsDir():
+		return l.collectDir(ino)
 	}
-	if parent == nil {
-		ino.parent = ino
-	}
-	ino.nlink = 2
-	ino.size = directorySize(node)
-	ino.inline = ino.size <= maxInline
-	for _, name := range node.names() {
+	return nil
+}
+
+func (l *layout) collectDir(dir *inode) error {
+	dir.nlink = 2
+	dir.size = directorySize(dir.node)
+	dir.inline = dir.size <= maxInline
+	for _, name := range dir.node.names() {
 		if err := CheckName(name); err != nil {
-			return fmt.Errorf("%s: %w", path, err)
+			return fmt.Errorf("%s: %w", dir.path(), err)
 		}
-		child := node.Children[name]
+		child := dir.node.Children[name]
 		if child.IsDir() {
-			ino.nlink++
+			dir.nlink++
 		}
-		if err := l.collect(join(path, name), child, ino); err != nil {
+		if err := l.collect(name, child, dir); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func join(dir, name string) string {
-	if dir == "/" {
-		return dir + name
+// path names ino for errors.
+func (ino *inode) path() string {
+	if ino.parent == ino {
+		return ""
 	}
-	return dir + "/" + name
+	return ino.parent.path() + "/" + ino.name
 }
