@@ -22,30 +22,25 @@ func (p *Process) feed(follow context.Context) {
 	}
 	ctx, cancel := context.WithCancel(follow)
 	p.endInput = cancel
-	go func() {
-		if err := p.copyInput(ctx); err != nil {
-			p.inputErr <- err
-		}
-	}()
+	go p.copyInput(ctx)
 }
 
-// copyInput returns only what reading failed with. That the command takes no
-// more input is its own business, and a broken connection ends the output too.
-func (p *Process) copyInput(ctx context.Context) error {
+// copyInput reports only what reading failed with, and before the command can
+// end of it. That the command takes no more input is its own business, and a
+// broken connection ends the output too.
+func (p *Process) copyInput(ctx context.Context) {
 	stream, err := p.rpc.StreamInput(ctx)
 	if err != nil {
-		return nil
+		return
 	}
-	failed := p.pump(stream)
+	if err := p.pump(stream); err != nil && !errors.Is(err, io.EOF) {
+		p.inputErr <- err
+	}
 	// The answer says that all of it has arrived; then the end can follow.
 	_, refused := stream.CloseAndReceive()
 	if refused == nil && p.command.Terminal == nil {
 		_, _ = p.rpc.CloseStdin(ctx, &process.CloseStdinRequest{Process: p.self}) // or it has ended
 	}
-	if errors.Is(failed, io.EOF) {
-		return nil
-	}
-	return failed
 }
 
 // inputStream carries Stdin to the daemon.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -12,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -279,51 +281,74 @@ func TestSignals(t *testing.T) {
 	}
 }
 
-// terminalOutput collects what a terminal shows and says when a word appeared.
-type terminalOutput struct {
-	bytes.Buffer
-	word   string
-	appear func()
+// screen collects what a terminal shows.
+type screen struct {
+	changed chan struct{} // has room for one
+	mu      sync.Mutex
+	shown   strings.Builder
 }
 
-func (o *terminalOutput) Write(p []byte) (int, error) {
-	n, err := o.Buffer.Write(p)
-	if o.appear != nil && strings.Contains(o.String(), o.word) {
-		o.appear()
-		o.appear = nil
+func (s *screen) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	select {
+	case s.changed <- struct{}{}:
+	default:
 	}
-	return n, err
+	return s.shown.Write(p)
+}
+
+func (s *screen) text() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.shown.String()
+}
+
+// waitFor returns once the text is shown.
+func (s *screen) waitFor(ctx context.Context, text string) error {
+	for !strings.Contains(s.text(), text) {
+		select {
+		case <-s.changed:
+		case <-ctx.Done():
+			return fmt.Errorf("%q does not appear in %q", text, s.text())
+		}
+	}
+	return nil
 }
 
 func TestTerminal(t *testing.T) {
-	box := openGuest(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
 	stdin, keyboard := io.Pipe()
-	var p *client.Process
-	ready := make(chan struct{})
-	output := &terminalOutput{word: "24 80", appear: func() { close(ready) }}
-	p, err := box.Commands.Start(t.Context(), client.Command{
-		Args:  []string{"sh", "-c", "trap 'stty size' WINCH; tty >/dev/null && stty size; read a; echo got $a; cat; echo end"},
-		Stdin: stdin, Stdout: output, Terminal: &client.Size{Cols: 80, Rows: 24},
+	shown := &screen{changed: make(chan struct{}, 1)}
+	p, err := openGuest(t).Commands.Start(ctx, client.Command{
+		// The trap interrupts read.
+		Args:  []string{"sh", "-c", "trap 'stty size' WINCH; stty size; until read a; do :; done; echo got $a; cat; echo end"},
+		Stdin: stdin, Stdout: shown, Terminal: &client.Size{Cols: 80, Rows: 24},
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	typed := make(chan error, 1)
+	typist := make(chan error, 1)
 	go func() {
-		<-ready
-		err := p.Resize(t.Context(), client.Size{Cols: 132, Rows: 43})
-		_, werr := io.WriteString(keyboard, "hello\r")
-		typed <- errors.Join(err, werr, keyboard.Close()) // the end of input ends cat
+		typist <- errors.Join(
+			shown.waitFor(ctx, "24 80\r\n"),
+			p.Resize(ctx, client.Size{Cols: 132, Rows: 43}),
+			shown.waitFor(ctx, "43 132\r\n"),
+			write(keyboard, "hello\r"),
+			shown.waitFor(ctx, "got hello\r\n"),
+			keyboard.Close(), // the end of input ends cat
+		)
 	}()
 	exit, err := p.Wait()
-	if err := errors.Join(err, <-typed); err != nil || exit.Code != 0 {
-		t.Fatalf("got %+v, %v, %q", exit, err, output.String())
+	if err := errors.Join(err, <-typist); err != nil || exit.Code != 0 || !strings.HasSuffix(shown.text(), "end\r\n") {
+		t.Errorf("got %+v, %v, %q", exit, err, shown.text())
 	}
-	for _, want := range []string{"24 80\r\n", "43 132\r\n", "got hello\r\n", "end\r\n"} {
-		if !strings.Contains(output.String(), want) {
-			t.Errorf("%q is missing in %q", want, output.String())
-		}
-	}
+}
+
+func write(w io.Writer, text string) error {
+	_, err := io.WriteString(w, text)
+	return err
 }
 
 func TestFiles(t *testing.T) {
