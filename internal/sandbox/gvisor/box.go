@@ -1,0 +1,177 @@
+package gvisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+
+	"gvisor.dev/gvisor/pkg/urpc"
+	"gvisor.dev/gvisor/runsc/config"
+
+	"github.com/moat-sandbox/moat/internal/sandbox"
+)
+
+// box implements sandbox.Box.
+type box struct {
+	runtime *Runtime
+	id, dir string
+	conf    *config.Config
+	flags   []string // the same for a command line
+
+	// Set before anyone else knows the box.
+	group  *group   // nil where the machine has no cgroups
+	sentry *process // nil until it was started
+
+	mu       sync.Mutex // held by Start, Destroy and Runtime.Close
+	limits   sandbox.Limits
+	gofer    *process // nil without a directory root
+	naming   *naming  // nil once the box has its name, or when it was adopted
+	words    *os.File // the guest's standard error; nil when the box was adopted
+	started  bool
+	released bool // this process holds nothing of the box any more
+	gone     bool // its processes have ended
+
+	watchers sync.WaitGroup
+	watched  bool
+	waiting  *urpc.Client  // on which the guest's watcher waits
+	ended    chan struct{} // closed when the sentry has ended
+	closing  chan struct{} // closed when this process lets go of the box
+
+	exitMu sync.Mutex
+	exit   sandbox.Exit // complete once ended is closed
+}
+
+var _ sandbox.Box = (*box)(nil)
+
+// describe returns a box of which nothing exists yet.
+func (r *Runtime) describe(id string, limits sandbox.Limits) (*box, error) {
+	b := &box{
+		runtime: r, id: id, dir: r.boxDir(id), limits: limits,
+		ended:   make(chan struct{}),
+		closing: make(chan struct{}),
+		exit:    sandbox.Exit{Status: -1},
+	}
+	var err error
+	b.conf, b.flags, err = newConfig(b.dir)
+	return b, err
+}
+
+// ID implements sandbox.Box.
+func (b *box) ID() string { return b.id }
+
+// boot makes everything that Prepare promises. Nobody else knows the box yet.
+func (b *box) boot(ctx context.Context, netns string) error {
+	if b.runtime.noGroups == nil {
+		var err error
+		if b.group, err = findGroup(b.runtime.groupPath(b.id)); err != nil {
+			return err
+		}
+		if err := b.group.install(b.limits); err != nil {
+			return err
+		}
+	}
+	if err := b.bootSentry(ctx, b.runtime.pauseImage(), netns); err != nil {
+		return err
+	}
+	stop := b.endWith(ctx)
+	defer stop()
+	if err := b.sandbox().StartRoot(b.conf, pauseSpec(b.dir)); err != nil {
+		return errors.Join(fmt.Errorf("start pause container: %w", err), context.Cause(ctx))
+	}
+	if err := b.save(); err != nil {
+		return err
+	}
+	b.watch()
+	if !stop() {
+		return context.Cause(ctx)
+	}
+	return nil
+}
+
+// endWith kills the sentry when ctx is done, which makes calls to it fail.
+func (b *box) endWith(ctx context.Context) (stop func() bool) {
+	return context.AfterFunc(ctx, func() {
+		if err := b.sentry.kill(); err != nil {
+			b.runtime.log.Error("cannot end a box whose caller has gone", "box", b.id, "error", err)
+		}
+	})
+}
+
+// Start implements sandbox.Box. When it fails the box is of no use any more.
+func (b *box) Start(ctx context.Context, spec sandbox.StartSpec) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if err := b.checkStart(spec); err != nil {
+		return fmt.Errorf("start box %s: %w", b.id, err)
+	}
+	stop := b.endWith(ctx)
+	defer stop()
+	if err := b.start(ctx, spec); err != nil {
+		return errors.Join(fmt.Errorf("start box %s: %w", b.id, err), context.Cause(ctx))
+	}
+	if !stop() {
+		return fmt.Errorf("start box %s: %w", b.id, context.Cause(ctx))
+	}
+	return nil
+}
+
+// checkStart refuses what cannot be started, before anything is touched.
+func (b *box) checkStart(s sandbox.StartSpec) error {
+	switch {
+	case b.released:
+		return sandbox.ErrGone
+	case b.started:
+		return errors.New("it was started before")
+	case b.naming == nil:
+		return errors.New("it was prepared by an earlier server")
+	case s.Limits.MemoryMB != b.limits.MemoryMB:
+		return fmt.Errorf("memory limit of %d MiB differs from the %d MiB it was prepared with", s.Limits.MemoryMB, b.limits.MemoryMB)
+	}
+	return checkStart(s)
+}
+
+func (b *box) start(ctx context.Context, spec sandbox.StartSpec) error {
+	if spec.Limits != b.limits {
+		b.limits = spec.Limits
+		if err := b.group.update(b.limits); err != nil {
+			return err
+		}
+	}
+	named := make(chan error, 1)
+	go func() { named <- b.naming.set(ctx, spec.Hostname) }()
+	err := b.startGuest(spec)
+	if err = errors.Join(err, <-named); err != nil {
+		return err
+	}
+	b.naming = nil
+	b.started = true
+	if err := b.save(); err != nil {
+		return err
+	}
+	return b.watchGuest()
+}
+
+// startGuest adds the container with the template and runs the guest in it.
+func (b *box) startGuest(s sandbox.StartSpec) error {
+	spec := guestSpec(b.id, b.dir, s)
+	mounts := guestMountConf(s.Root, s.Limits.DiskMB)
+	backing, err := b.guestFiles(s.Root.Image, s.Guest.Image, spec, mounts)
+	if err != nil {
+		return err
+	}
+	defer closeAll(backing)
+	streams, err := guestStreams()
+	if err != nil {
+		return err
+	}
+	b.words = streams[2]
+	defer closeAll(streams[:2])
+
+	sb := b.sandbox()
+	if err := sb.CreateSubcontainer(b.conf, guestContainer, nil); err != nil {
+		return err
+	}
+	return sb.StartSubcontainer(spec, b.conf, guestContainer, streams, backing, nil, nil, mounts)
+}
