@@ -29,10 +29,13 @@ const dialPause = time.Millisecond
 const guestAnswerLimit = 64 << 10
 
 // guestClient speaks to the daemons inside sandboxes over their own links.
-type guestClient struct{ http *http.Client }
+type guestClient struct {
+	http *http.Client
+	port int
+}
 
 func newGuestClient() *guestClient {
-	return &guestClient{http: &http.Client{
+	return &guestClient{port: api.GuestPort, http: &http.Client{
 		Timeout: 10 * time.Second,
 		Transport: &http.Transport{
 			DialContext:       dialGuest,
@@ -112,7 +115,7 @@ func (g *guestClient) sample(ctx context.Context, addr netip.Addr, token secret.
 }
 
 func (g *guestClient) call(ctx context.Context, method string, addr netip.Addr, path string, body []byte, token secret.String) (*http.Response, error) {
-	url := "http://" + net.JoinHostPort(addr.String(), strconv.Itoa(api.GuestPort)) + path
+	url := "http://" + net.JoinHostPort(addr.String(), strconv.Itoa(g.port)) + path
 	req, err := http.NewRequestWithContext(ctx, method, url, bytes.NewReader(body))
 	if err != nil {
 		return nil, err

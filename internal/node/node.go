@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -205,4 +206,21 @@ func (n *Node) release(team string) {
 	if n.teams[team]--; n.teams[team] == 0 {
 		delete(n.teams, team)
 	}
+}
+
+// Reach returns where a live sandbox is reached and a channel that closes when
+// that ends. It answers from memory.
+func (n *Node) Reach(id string) (Reachable, bool) {
+	l, err := n.find(id)
+	if err != nil || l.retired() {
+		return Reachable{}, false
+	}
+	return Reachable{Record: l.snapshot(), Addr: l.slot.IP4, Done: l.done}, true
+}
+
+// Reachable is a live sandbox as its visitors need it.
+type Reachable struct {
+	Record store.Sandbox
+	Addr   netip.Addr
+	Done   <-chan struct{}
 }

@@ -1,0 +1,174 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"github.com/moat-sandbox/moat/internal/egress/kernel"
+	"github.com/moat-sandbox/moat/internal/guest/image"
+	"github.com/moat-sandbox/moat/internal/ingress"
+	"github.com/moat-sandbox/moat/internal/node"
+	"github.com/moat-sandbox/moat/internal/policy"
+	"github.com/moat-sandbox/moat/internal/sandbox"
+	"github.com/moat-sandbox/moat/internal/sandbox/gvisor"
+	"github.com/moat-sandbox/moat/internal/sandbox/namespaces"
+	"github.com/moat-sandbox/moat/internal/secret"
+	"github.com/moat-sandbox/moat/internal/store"
+	"github.com/moat-sandbox/moat/internal/template"
+)
+
+// releaseTimeout bounds taking the machine's state down.
+const releaseTimeout = time.Minute
+
+// machine is what a server holds of the machine it runs on.
+type machine struct {
+	records   store.Store
+	runtime   sandbox.Runtime
+	network   *kernel.Network
+	templates *template.Library
+	node      *node.Node
+	check     func(policy.Document) error
+}
+
+func assemble(ctx context.Context, c Config, records store.Store) (_ *machine, err error) {
+	m := &machine{records: records}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, m.release(false))
+		}
+	}()
+	ca, err := readCA(c.ExtraCA)
+	if err != nil {
+		return nil, err
+	}
+	master, err := secret.OpenMaster(filepath.Join(c.DataDir, "master.key"))
+	if err != nil {
+		return nil, err
+	}
+	instance := instanceName(c.DataDir)
+	if m.runtime, err = newRuntime(c, instance); err != nil {
+		return nil, err
+	}
+	if err := demand(ctx, m.runtime, c); err != nil {
+		return nil, err
+	}
+	if m.network, err = openNetwork(c, instance); err != nil {
+		return nil, err
+	}
+	m.templates, err = template.Open(template.Config{
+		Dir: filepath.Join(c.DataDir, "templates"), Store: records, Logger: c.Logger, Defaults: defaultLimits(),
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := m.templates.EnsureBase(ctx); err != nil {
+		return nil, err
+	}
+	guest, err := buildGuest(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	compile := func(doc policy.Document) (*policy.Policy, error) {
+		return policy.Parse(doc, policy.Options{Never: m.network.Never()})
+	}
+	m.check = func(doc policy.Document) error {
+		_, err := compile(doc)
+		return err
+	}
+	m.node, err = node.Open(ctx, node.Config{
+		Store: records, Network: m.network, Runtime: m.runtime, Templates: m.templates,
+		Guest: guest, Master: master, Compile: compile, CABundle: ca, Logger: c.Logger,
+		Warm: defaultLimits(), Pool: c.Pool, MaxSandboxes: c.MaxSandboxes, TeamLimit: c.TeamLimit,
+	})
+	return m, err
+}
+
+// defaultLimits bound a sandbox whose template says nothing else.
+func defaultLimits() sandbox.Limits {
+	return sandbox.Limits{CPUs: 2, MemoryMB: 512, DiskMB: 1024, Processes: 1024}
+}
+
+func buildGuest(ctx context.Context, c Config) (sandbox.Guest, error) {
+	binary, err := image.Binary()
+	if err != nil {
+		return sandbox.Guest{}, err
+	}
+	return template.BuildGuest(ctx, binary, filepath.Join(c.DataDir, "guest"))
+}
+
+func newRuntime(c Config, instance string) (sandbox.Runtime, error) {
+	root := filepath.Join(runDir(instance), c.Isolation)
+	switch c.Isolation {
+	case GVisor:
+		return gvisor.New(gvisor.Config{Root: root, Instance: instance, Logger: c.Logger})
+	case Namespaces:
+		return namespaces.New(namespaces.Config{Root: root, Instance: instance, Logger: c.Logger})
+	default:
+		return nil, fmt.Errorf("isolation %q is unknown", c.Isolation)
+	}
+}
+
+// demand boots a box to see what the machine gives, and refuses less than was
+// asked for.
+func demand(ctx context.Context, r sandbox.Runtime, c Config) error {
+	caps, err := r.Probe(ctx)
+	if err != nil {
+		return fmt.Errorf("isolation %s does not work on this machine (see moat doctor): %w", c.Isolation, err)
+	}
+	if c.Isolation == GVisor && !caps.Kernel {
+		return fmt.Errorf("isolation %s was asked for, this machine gives only: %s", c.Isolation, caps.Isolation)
+	}
+	if !caps.Kernel {
+		c.Logger.Warn("sandboxes share the host's kernel", "isolation", caps.Isolation)
+	}
+	for _, missing := range caps.Missing {
+		c.Logger.Warn("the machine lacks something", "what", missing)
+	}
+	c.Logger.Info("isolation", "runtime", r.Name(), "gives", caps.Isolation,
+		"cpu", caps.Enforced.CPU, "memory", caps.Enforced.Memory, "disk", caps.Enforced.Disk, "processes", caps.Enforced.Processes)
+	return nil
+}
+
+// release takes down what must not outlive the server. When no sandbox is
+// recorded any more, nothing else is left either.
+func (m *machine) release(kill bool) error {
+	ctx, cancel := context.WithTimeout(context.Background(), releaseTimeout)
+	defer cancel()
+	var errs []error
+	if m.node != nil {
+		if kill {
+			errs = append(errs, m.node.KillAll(ctx))
+		}
+		m.node.Close()
+	}
+	left, err := m.records.Sandboxes(ctx, "")
+	errs = append(errs, err)
+	empty := err == nil && len(left) == 0
+	if m.network != nil {
+		errs = append(errs, m.closeNetwork(ctx, empty))
+	}
+	if m.runtime != nil {
+		errs = append(errs, m.runtime.Close())
+	}
+	if m.templates != nil && empty {
+		errs = append(errs, m.templates.Unmount())
+	}
+	return errors.Join(errs...)
+}
+
+// visitors answers the public URLs' question where a sandbox is.
+type visitors struct{ node *node.Node }
+
+// Sandbox implements ingress.Lookup.
+func (v visitors) Sandbox(id string) (ingress.Target, bool) {
+	r, ok := v.node.Reach(id)
+	if !ok {
+		return ingress.Target{}, false
+	}
+	return ingress.Target{
+		ID: id, Addr: r.Addr, Done: r.Done, Public: true, GuestToken: v.node.GuestToken(r.Record),
+	}, true
+}

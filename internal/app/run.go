@@ -1,0 +1,110 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+
+	"github.com/moat-sandbox/moat/internal/control"
+	"github.com/moat-sandbox/moat/internal/ingress"
+	"github.com/moat-sandbox/moat/internal/secret"
+	"github.com/moat-sandbox/moat/internal/store/bolt"
+)
+
+// Run is the server: it returns when ctx ends and everything is taken down, or
+// when it could not start. Sandboxes survive it unless KillOnExit is set.
+func Run(ctx context.Context, c Config) (err error) {
+	var down teardown
+	defer func() { err = errors.Join(err, down.run()) }()
+
+	if err := os.MkdirAll(c.DataDir, 0o700); err != nil {
+		return fmt.Errorf("create data directory: %w", err)
+	}
+	records, err := bolt.Open(filepath.Join(c.DataDir, "moat.db"))
+	if err != nil {
+		return err
+	}
+	down.add("close store", records.Close)
+
+	doors, err := listen(c)
+	if err != nil {
+		return err
+	}
+	down.add("close listeners", func() error { doors.close(); return nil })
+
+	firstKey, err := control.Bootstrap(ctx, records, c.APIKey)
+	if err != nil {
+		return err
+	}
+	m, err := assemble(ctx, c, records)
+	if err != nil {
+		return err
+	}
+	down.add("leave the machine in order", func() error { return m.release(c.KillOnExit) })
+
+	api, err := control.New(control.Config{
+		Store:        records,
+		Engine:       m.node,
+		Templates:    m.templates,
+		CheckNetwork: m.check,
+		Domain:       c.Domain,
+		MaxTimeout:   c.MaxTimeout,
+		Logger:       c.Logger,
+	})
+	if err != nil {
+		return err
+	}
+	visitors := visitors{node: m.node}
+	public, err := ingress.New(ingress.Config{
+		Domain: hostOnly(c.Domain), Sandboxes: visitors, API: api.Handler(), IsKey: api.IsKey, Logger: c.Logger,
+	})
+	if err != nil {
+		return err
+	}
+	down.add("close public URLs", public.Close)
+	operator, err := ingress.New(ingress.Config{
+		Domain: hostOnly(c.Domain), Sandboxes: visitors, API: api.Operator(), IsKey: api.IsKey, Logger: c.Logger,
+	})
+	if err != nil {
+		return err
+	}
+	down.add("close operator's URLs", operator.Close)
+
+	if c.Ready != nil {
+		c.Ready(endpoints(c, doors, firstKey))
+	}
+	return doors.serve(ctx, public, operator, c.Logger)
+}
+
+// endpoints says where the server is reached, by the addresses actually bound.
+func endpoints(c Config, doors *listeners, key secret.String) Endpoints {
+	e := Endpoints{Domain: c.Domain, Key: key}
+	switch {
+	case doors.http != nil:
+		e.APIURL = "http://" + reachable(doors.http.Addr())
+	case doors.https != nil:
+		e.APIURL = "https://api." + c.Domain
+	}
+	e.SandboxURL = e.APIURL
+	return e
+}
+
+// reachable turns a wildcard address into one that a client on this machine can
+// dial.
+func reachable(addr net.Addr) string {
+	tcp, ok := addr.(*net.TCPAddr)
+	if ok && tcp.IP.IsUnspecified() {
+		return (&net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: tcp.Port}).String()
+	}
+	return addr.String()
+}
+
+func hostOnly(domain string) string {
+	if host, _, err := net.SplitHostPort(domain); err == nil {
+		return host
+	}
+	return domain
+}

@@ -1,0 +1,37 @@
+package app
+
+import (
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"os"
+)
+
+// readCA reads the operator's extra certificate authorities. A file without any
+// is an error: trusting nothing more is said by giving no file.
+func readCA(path string) (string, error) {
+	if path == "" {
+		return "", nil
+	}
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return "", fmt.Errorf("read extra CA: %w", err)
+	}
+	count := 0
+	for rest := raw; ; count++ {
+		var block *pem.Block
+		if block, rest = pem.Decode(rest); block == nil {
+			break
+		}
+		if block.Type != "CERTIFICATE" {
+			return "", fmt.Errorf("read extra CA: %s holds a %s, want certificates only", path, block.Type)
+		}
+		if _, err := x509.ParseCertificate(block.Bytes); err != nil {
+			return "", fmt.Errorf("read extra CA: certificate %d of %s: %w", count+1, path, err)
+		}
+	}
+	if count == 0 {
+		return "", fmt.Errorf("read extra CA: %s holds no PEM certificate", path)
+	}
+	return string(raw), nil
+}
