@@ -14,7 +14,6 @@ import (
 	"github.com/moat-sandbox/moat/internal/policy"
 	"github.com/moat-sandbox/moat/internal/sandbox"
 	"github.com/moat-sandbox/moat/internal/sandbox/gvisor"
-	"github.com/moat-sandbox/moat/internal/sandbox/namespaces"
 	"github.com/moat-sandbox/moat/internal/secret"
 	"github.com/moat-sandbox/moat/internal/store"
 	"github.com/moat-sandbox/moat/internal/template"
@@ -55,9 +54,11 @@ func assemble(ctx context.Context, c Config, records store.Store) (_ *machine, e
 	if err := demand(ctx, m.runtime, c); err != nil {
 		return nil, err
 	}
-	if m.network, err = openNetwork(c, instance); err != nil {
+	network, never, err := openNetwork(c, instance)
+	if err != nil {
 		return nil, err
 	}
+	m.network = network
 	m.templates, err = template.Open(template.Config{
 		Dir: filepath.Join(c.DataDir, "templates"), Store: records, Logger: c.Logger, Defaults: defaultLimits(),
 	})
@@ -72,7 +73,7 @@ func assemble(ctx context.Context, c Config, records store.Store) (_ *machine, e
 		return nil, err
 	}
 	compile := func(doc policy.Document) (*policy.Policy, error) {
-		return policy.Parse(doc, policy.Options{Never: m.network.Never()})
+		return policy.Parse(doc, policy.Options{Never: never})
 	}
 	m.check = func(doc policy.Document) error {
 		_, err := compile(doc)
@@ -105,7 +106,7 @@ func newRuntime(c Config, instance string) (sandbox.Runtime, error) {
 	case GVisor:
 		return gvisor.New(gvisor.Config{Root: root, Instance: instance, Logger: c.Logger})
 	case Namespaces:
-		return namespaces.New(namespaces.Config{Root: root, Instance: instance, Logger: c.Logger})
+		return nil, errors.New("isolation namespaces is not part of this build")
 	default:
 		return nil, fmt.Errorf("isolation %q is unknown", c.Isolation)
 	}
