@@ -1,0 +1,119 @@
+package kernel
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+)
+
+// layout derives every name and address of a slot from its index, so that a
+// slot can be found again by its number alone.
+type layout struct {
+	instance       string
+	stateDir       string
+	range4, range6 netip.Prefix
+}
+
+var instanceName = regexp.MustCompile(`^[a-z0-9]{1,8}$`)
+
+func newLayout(instance, stateDir string, range4, range6 netip.Prefix) (layout, error) {
+	l := layout{instance: instance, stateDir: stateDir, range4: range4.Masked(), range6: range6.Masked()}
+	switch {
+	case !instanceName.MatchString(instance):
+		return l, fmt.Errorf("instance %q: want 1 to 8 lower-case letters and digits", instance)
+	case !filepath.IsAbs(stateDir):
+		return l, fmt.Errorf("state directory %q: want an absolute path", stateDir)
+	case !range4.Addr().Is4(), range4.Bits() > 30:
+		return l, fmt.Errorf("range %v: want an IPv4 prefix of at most 30 bits", range4)
+	case !range6.Addr().Is6(), range6.Addr().Is4In6(), range6.Bits() < 64, range6.Bits() > 126:
+		return l, fmt.Errorf("range %v: want an IPv6 prefix of 64 to 126 bits", range6)
+	}
+	return l, nil
+}
+
+// maxIndex is the highest slot number: each slot takes two addresses of both
+// ranges, and a number of at most five digits fits into an interface name.
+// Number 0 is never used, so that the zero Slot is none.
+func (l layout) maxIndex() int {
+	fit := min(31-l.range4.Bits(), 127-l.range6.Bits(), 20)
+	return min(1<<fit-1, 99_999)
+}
+
+// slot returns the slot with a number, whether it exists or not.
+func (l layout) slot(index int) (Slot, error) {
+	if index < 1 || index > l.maxIndex() {
+		return Slot{}, fmt.Errorf("slot %d: want a number from 1 to %d", index, l.maxIndex())
+	}
+	return Slot{
+		Index:      index,
+		NetNS:      filepath.Join(l.stateDir, fmt.Sprintf("slot-%d", index)),
+		HostIf:     l.ifPrefix() + strconv.Itoa(index),
+		Gateway4:   nth(l.range4, 2*index),
+		IP4:        nth(l.range4, 2*index+1),
+		Gateway6:   nth(l.range6, 2*index),
+		IP6:        nth(l.range6, 2*index+1),
+		GatewayMAC: mac(1, index),
+		MAC:        mac(2, index),
+	}, nil
+}
+
+// ifPrefix begins the names of all host interfaces of this instance, and of
+// nothing else.
+func (l layout) ifPrefix() string { return "m" + l.instance + "-" }
+
+// table is the name of the instance's nftables tables.
+func (l layout) table() string { return "moat_" + l.instance }
+
+// indexOfIf returns the slot number that an interface name carries.
+func (l layout) indexOfIf(name string) (int, bool) { return l.indexAfter(l.ifPrefix(), name) }
+
+// indexOfFile returns the slot number that a file in the state directory carries.
+func (l layout) indexOfFile(name string) (int, bool) { return l.indexAfter("slot-", name) }
+
+func (l layout) indexAfter(prefix, name string) (int, bool) {
+	digits, ok := strings.CutPrefix(name, prefix)
+	index, err := strconv.Atoi(digits)
+	if !ok || err != nil || strconv.Itoa(index) != digits || index < 1 || index > l.maxIndex() {
+		return 0, false
+	}
+	return index, true
+}
+
+// mtus within which an uplink is usable; a smaller one cannot carry IPv6.
+const (
+	minMTU = 1280
+	maxMTU = 1500
+)
+
+// nth returns the n-th address of a prefix whose low 32 bits have room for it.
+func nth(p netip.Prefix, n int) netip.Addr {
+	if p.Addr().Is4() {
+		a := p.Addr().As4()
+		binary.BigEndian.PutUint32(a[:], binary.BigEndian.Uint32(a[:])+uint32(n))
+		return netip.AddrFrom4(a)
+	}
+	a := p.Addr().As16()
+	binary.BigEndian.PutUint64(a[8:], binary.BigEndian.Uint64(a[8:])+uint64(n))
+	return netip.AddrFrom16(a)
+}
+
+// mac returns a locally administered address: "mo" for moat, which end of the
+// pair, and the slot's number.
+func mac(end byte, index int) net.HardwareAddr {
+	return net.HardwareAddr{0x02, 'm', 'o', end<<4 | byte(index>>16), byte(index >> 8), byte(index)}
+}
+
+// ErrNoSlot: all slots of the address range are in use.
+var ErrNoSlot = errors.New("no free network slot")
+
+// ErrUnknownSlot: there is no such slot in this network namespace.
+var ErrUnknownSlot = errors.New("no such network slot")
+
+// ErrInUse: another moat owns this network namespace.
+var ErrInUse = errors.New("another moat runs in this network namespace")

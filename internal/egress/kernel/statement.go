@@ -1,0 +1,231 @@
+package kernel
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+// statement is one part of an nftables rule: the expressions that the kernel
+// runs, and the text nft prints for them. A test holds both together by
+// letting nft list what the kernel was given.
+type statement struct {
+	text  string
+	exprs []expr.Any
+}
+
+// rule is a row of statements, run from left to right until one does not match.
+type rule []statement
+
+func (r rule) String() string {
+	texts := make([]string, len(r))
+	for i, s := range r {
+		texts[i] = s.text
+	}
+	return strings.Join(texts, " ")
+}
+
+// reg is the register that all statements use; none depends on another's.
+const reg = 1
+
+func equal(data []byte) *expr.Cmp {
+	return &expr.Cmp{Op: expr.CmpOpEq, Register: reg, Data: data}
+}
+
+func meta(key expr.MetaKey) *expr.Meta { return &expr.Meta{Key: key, Register: reg} }
+
+func payload(base expr.PayloadBase, offset, length uint32) *expr.Payload {
+	return &expr.Payload{DestRegister: reg, Base: base, Offset: offset, Len: length}
+}
+
+func mask(bits []byte) *expr.Bitwise {
+	return &expr.Bitwise{SourceRegister: reg, DestRegister: reg, Len: uint32(len(bits)), Mask: bits, Xor: make([]byte, len(bits))}
+}
+
+// inPrefix and outPrefix match every interface whose name begins so.
+func inPrefix(prefix string) statement {
+	return statement{fmt.Sprintf(`iifname "%s*"`, prefix), []expr.Any{meta(expr.MetaKeyIIFNAME), equal([]byte(prefix))}}
+}
+
+func outPrefix(prefix string) statement {
+	return statement{fmt.Sprintf(`oifname "%s*"`, prefix), []expr.Any{meta(expr.MetaKeyOIFNAME), equal([]byte(prefix))}}
+}
+
+func notOutPrefix(prefix string) statement {
+	return statement{fmt.Sprintf(`oifname != "%s*"`, prefix), []expr.Any{
+		meta(expr.MetaKeyOIFNAME),
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: reg, Data: []byte(prefix)},
+	}}
+}
+
+// inMap and outMap leave the rest to the verdict that a map holds for the
+// interface.
+func inMap(name string) statement {
+	return statement{"iifname vmap @" + name, []expr.Any{meta(expr.MetaKeyIIFNAME), verdictOf(name)}}
+}
+
+func outMap(name string) statement {
+	return statement{"oifname vmap @" + name, []expr.Any{meta(expr.MetaKeyOIFNAME), verdictOf(name)}}
+}
+
+func verdictOf(name string) *expr.Lookup {
+	return &expr.Lookup{SourceRegister: reg, DestRegister: unix.NFT_REG_VERDICT, IsDestRegSet: true, SetName: name}
+}
+
+var (
+	ip4Only = []expr.Any{meta(expr.MetaKeyNFPROTO), equal([]byte{unix.NFPROTO_IPV4})}
+	ip6Only = []expr.Any{meta(expr.MetaKeyNFPROTO), equal([]byte{unix.NFPROTO_IPV6})}
+)
+
+// toSet4 and toSet6 match packets to an address in a set.
+func toSet4(name string) statement {
+	return statement{"ip daddr @" + name, append(ip4Only[:2:2],
+		payload(expr.PayloadBaseNetworkHeader, 16, 4), &expr.Lookup{SourceRegister: reg, SetName: name})}
+}
+
+func toSet6(name string) statement {
+	return statement{"ip6 daddr @" + name, append(ip6Only[:2:2],
+		payload(expr.PayloadBaseNetworkHeader, 24, 16), &expr.Lookup{SourceRegister: reg, SetName: name})}
+}
+
+// is4 and is6 match all packets of a family.
+func is4() statement { return statement{"meta nfproto ipv4", ip4Only} }
+func is6() statement { return statement{"meta nfproto ipv6", ip6Only} }
+
+// from matches packets whose source is in a prefix.
+func from(p netip.Prefix) statement {
+	family, offset, only := "ip", uint32(12), ip4Only
+	if p.Addr().Is6() {
+		family, offset, only = "ip6", 8, ip6Only
+	}
+	address := p.Masked().Addr().AsSlice()
+	return statement{fmt.Sprintf("%s saddr %v", family, p.Masked()), append(only[:2:2],
+		payload(expr.PayloadBaseNetworkHeader, offset, uint32(len(address))),
+		mask(net.CIDRMask(p.Bits(), p.Addr().BitLen())), equal(address))}
+}
+
+// l4proto matches packets of a transport protocol, whatever extension headers
+// come before it.
+func l4proto(name string, number byte) statement {
+	return statement{"meta l4proto " + name, []expr.Any{meta(expr.MetaKeyL4PROTO), equal([]byte{number})}}
+}
+
+// icmp4 and icmp6 match ICMP messages of one type.
+func icmp4(name string, number byte) statement {
+	return icmp("icmp type "+name, ip4Only, unix.IPPROTO_ICMP, number)
+}
+
+func icmp6(name string, number byte) statement {
+	return icmp("icmpv6 type "+name, ip6Only, unix.IPPROTO_ICMPV6, number)
+}
+
+func icmp(text string, family []expr.Any, proto, kind byte) statement {
+	return statement{text, append(family[:2:2],
+		meta(expr.MetaKeyL4PROTO), equal([]byte{proto}),
+		payload(expr.PayloadBaseTransportHeader, 0, 1), equal([]byte{kind}))}
+}
+
+func ctState(name string, bits uint32) statement {
+	return statement{"ct state " + name, []expr.Any{
+		&expr.Ct{Register: reg, Key: expr.CtKeySTATE},
+		mask(binaryutil.NativeEndian.PutUint32(bits)),
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: reg, Data: make([]byte, 4)},
+	}}
+}
+
+// ctReply matches packets that answer the side which began the flow.
+func ctReply() statement {
+	return statement{"ct direction reply", []expr.Any{&expr.Ct{Register: reg, Key: expr.CtKeyDIRECTION}, equal([]byte{1})}}
+}
+
+// frame matches a frame by both its addresses and its ethertype, which nft
+// shows only through what follows. A VLAN tag changes the ethertype, also when
+// the card has already taken the tag off.
+func frame(src, dst net.HardwareAddr, ethertype uint16) statement {
+	return statement{
+		fmt.Sprintf("ether saddr %v ether daddr %v", src, dst),
+		[]expr.Any{
+			meta(expr.MetaKeyIIFTYPE), equal(binaryutil.NativeEndian.PutUint16(unix.ARPHRD_ETHER)),
+			payload(expr.PayloadBaseLLHeader, 6, 6), equal(src),
+			payload(expr.PayloadBaseLLHeader, 0, 6), equal(dst),
+			payload(expr.PayloadBaseLLHeader, 12, 2), equal(binaryutil.BigEndian.PutUint16(ethertype)),
+		},
+	}
+}
+
+// plainFrom4 matches IPv4 packets with one source address and no options.
+func plainFrom4(a netip.Addr) statement {
+	return statement{fmt.Sprintf("ip hdrlength 5 ip saddr %v", a), []expr.Any{
+		payload(expr.PayloadBaseNetworkHeader, 0, 1), mask([]byte{0x0f}), equal([]byte{5}),
+		payload(expr.PayloadBaseNetworkHeader, 12, 4), equal(a.AsSlice()),
+	}}
+}
+
+func from6(a netip.Addr) statement {
+	return statement{fmt.Sprintf("ip6 saddr %v", a), []expr.Any{
+		payload(expr.PayloadBaseNetworkHeader, 8, 16), equal(a.AsSlice()),
+	}}
+}
+
+// nextHeader6 matches what directly follows the IPv6 header.
+func nextHeader6(name string, number byte) statement {
+	return statement{"ip6 nexthdr " + name, []expr.Any{
+		meta(expr.MetaKeyPROTOCOL), equal(binaryutil.BigEndian.PutUint16(unix.ETH_P_IPV6)),
+		payload(expr.PayloadBaseNetworkHeader, 6, 1), equal([]byte{number}),
+	}}
+}
+
+// limitOver matches what exceeds a rate, in packets per second.
+func limitOver(rate uint64, burst uint32) statement {
+	return statement{
+		fmt.Sprintf("limit rate over %d/second burst %d packets", rate, burst),
+		[]expr.Any{&expr.Limit{Type: expr.LimitTypePkts, Rate: rate, Burst: burst, Unit: expr.LimitTimeSecond, Over: true}},
+	}
+}
+
+// synOnly matches the first packet of either direction of a TCP connection.
+func synOnly() statement {
+	return statement{"tcp flags syn / syn,rst", []expr.Any{
+		meta(expr.MetaKeyL4PROTO), equal([]byte{unix.IPPROTO_TCP}),
+		payload(expr.PayloadBaseTransportHeader, 13, 1), mask([]byte{0x06}), equal([]byte{0x02}),
+	}}
+}
+
+// clampMSS lowers the segment size a TCP peer is told to what the route takes.
+func clampMSS() statement {
+	const mssOption, valueOffset, valueLength = 2, 2, 2
+	return statement{"tcp option maxseg size set rt mtu", []expr.Any{
+		&expr.Rt{Register: reg, Key: expr.RtTCPMSS},
+		&expr.Byteorder{SourceRegister: reg, DestRegister: reg, Op: expr.ByteorderHton, Len: valueLength, Size: valueLength},
+		&expr.Exthdr{SourceRegister: reg, Op: expr.ExthdrOpTcpopt, Type: mssOption, Offset: valueOffset, Len: valueLength},
+	}}
+}
+
+func counter() statement { return statement{"counter", []expr.Any{&expr.Counter{}}} }
+
+func accept() statement { return verdict("accept", expr.VerdictAccept, "") }
+func drop() statement   { return verdict("drop", expr.VerdictDrop, "") }
+
+// goTo leaves the chain for another one and does not come back.
+func goTo(chain string) statement { return verdict("goto "+chain, expr.VerdictGoto, chain) }
+
+func verdict(text string, kind expr.VerdictKind, chain string) statement {
+	return statement{text, []expr.Any{&expr.Verdict{Kind: kind, Chain: chain}}}
+}
+
+func resetTCP() statement {
+	return statement{"reject with tcp reset", []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}}}
+}
+
+func prohibit() statement {
+	return statement{"reject with icmpx admin-prohibited", []expr.Any{
+		&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED},
+	}}
+}
+
+func masquerade() statement { return statement{"masquerade", []expr.Any{&expr.Masq{}}} }

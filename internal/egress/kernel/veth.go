@@ -1,0 +1,159 @@
+package kernel
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+
+	"github.com/vishvananda/netlink"
+	"go4.org/netipx"
+	"golang.org/x/sys/unix"
+)
+
+// innerIf is the name of the sandbox's end of the pair.
+const innerIf = "eth0"
+
+// makePair creates the veth pair of a slot, both ends down and without
+// addresses. The inner end never exists outside its namespace.
+func makePair(s Slot, mtu int) (err error) {
+	ns, err := os.Open(s.NetNS)
+	if err != nil {
+		return fmt.Errorf("open network namespace: %w", err)
+	}
+	defer func() { err = errors.Join(err, ns.Close()) }()
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MTU, attrs.HardwareAddr = s.HostIf, mtu, s.GatewayMAC
+	pair := netlink.NewVeth(attrs)
+	pair.PeerName, pair.PeerHardwareAddr, pair.PeerNamespace = innerIf, s.MAC, netlink.NsFd(ns.Fd())
+	if err := netlink.LinkAdd(pair); err != nil {
+		return fmt.Errorf("create interface pair %s: %w", s.HostIf, err)
+	}
+	return nil
+}
+
+// raiseHost gives the host's end its addresses and sets it up. The slot's
+// rules must be in force by then.
+func raiseHost(s Slot) error {
+	if err := quietIPv6(s.HostIf); err != nil {
+		return err
+	}
+	return raise(s.HostIf, end{addr4: s.Gateway4, addr6: s.Gateway6, peer4: s.IP4, peer6: s.IP6, peerMAC: s.MAC})
+}
+
+// raiseInner does the same for the sandbox's end, and routes everything to the
+// host. It runs inside the namespace.
+func raiseInner(s Slot) error {
+	e := end{addr4: s.IP4, addr6: s.IP6, peer4: s.Gateway4, peer6: s.Gateway6, peerMAC: s.GatewayMAC}
+	if err := raise(innerIf, e); err != nil {
+		return err
+	}
+	return addDefaultRoutes(innerIf, s.Gateway4, s.Gateway6)
+}
+
+func addDefaultRoutes(name string, gateways ...netip.Addr) error {
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return fmt.Errorf("find %s: %w", name, err)
+	}
+	for _, gateway := range gateways {
+		route := &netlink.Route{LinkIndex: link.Attrs().Index, Gw: gateway.AsSlice(), Dst: anywhere(gateway)}
+		if err := netlink.RouteAdd(route); err != nil {
+			return fmt.Errorf("add default route by %v: %w", gateway, err)
+		}
+	}
+	return nil
+}
+
+func anywhere(family netip.Addr) *net.IPNet {
+	return netipx.PrefixIPNet(netip.PrefixFrom(family, 0).Masked())
+}
+
+// end is one end of a pair.
+type end struct {
+	addr4, addr6 netip.Addr
+	peer4, peer6 netip.Addr
+	peerMAC      net.HardwareAddr
+}
+
+func raise(name string, e end) error {
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return fmt.Errorf("find %s: %w", name, err)
+	}
+	for _, a := range []netip.Addr{e.addr4, e.addr6} {
+		pair := &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen()-1, a.BitLen())}
+		if err := netlink.AddrAdd(link, &netlink.Addr{IPNet: pair, Flags: flags(a)}); err != nil {
+			return fmt.Errorf("add address %v to %s: %w", a, name, err)
+		}
+	}
+	if err := netlink.LinkSetUp(link); err != nil {
+		return fmt.Errorf("set %s up: %w", name, err)
+	}
+	for _, a := range []netip.Addr{e.peer4, e.peer6} {
+		neighbour := &netlink.Neigh{
+			LinkIndex: link.Attrs().Index, State: netlink.NUD_PERMANENT, IP: a.AsSlice(), HardwareAddr: e.peerMAC,
+		}
+		if err := netlink.NeighSet(neighbour); err != nil {
+			return fmt.Errorf("set neighbour %v of %s: %w", a, name, err)
+		}
+	}
+	return nil
+}
+
+// flags spare IPv6 addresses the search for duplicates: there is nobody else.
+func flags(a netip.Addr) int {
+	if a.Is6() {
+		return unix.IFA_F_NODAD
+	}
+	return 0
+}
+
+// raiseLoopback sets the loopback interface of a fresh namespace up.
+func raiseLoopback() error {
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return fmt.Errorf("find lo: %w", err)
+	}
+	if err := netlink.LinkSetUp(lo); err != nil {
+		return fmt.Errorf("set lo up: %w", err)
+	}
+	return nil
+}
+
+// removePair deletes a pair by its host end; both ends go at once. It is no
+// error if there is none.
+func removePair(hostIf string) error {
+	link, err := netlink.LinkByName(hostIf)
+	if isNoLink(err) {
+		return nil
+	}
+	if err == nil {
+		err = netlink.LinkDel(link)
+	}
+	if err != nil && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("delete interface pair %s: %w", hostIf, err)
+	}
+	return nil
+}
+
+// lower sets a host end down, so that nothing passes while its rules go.
+func lower(hostIf string) error {
+	link, err := netlink.LinkByName(hostIf)
+	if isNoLink(err) {
+		return nil
+	}
+	if err == nil {
+		err = netlink.LinkSetDown(link)
+	}
+	if err != nil && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("set %s down: %w", hostIf, err)
+	}
+	return nil
+}
+
+func isNoLink(err error) bool {
+	var none netlink.LinkNotFoundError
+	return errors.As(err, &none)
+}
