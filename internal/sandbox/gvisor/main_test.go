@@ -8,6 +8,12 @@ import (
 
 func TestMain(m *testing.M) {
 	Dispatch()
+	if task := os.Getenv(helperEnv); task != "" {
+		if err := helper(task); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+		}
+		os.Exit(1)
+	}
 	code := m.Run()
 	if theLab.lab != nil {
 		if err := theLab.lab.close(); err != nil {

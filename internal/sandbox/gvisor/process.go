@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -20,7 +21,8 @@ type process struct {
 	// Start is when the process started, in clock ticks since the machine's boot.
 	Start uint64 `json:"start"`
 
-	fd *os.File // pidfd, registered with the runtime's poller
+	fd     *os.File // pidfd, registered with the runtime's poller
+	closed atomic.Bool
 }
 
 // openProcess takes hold of a process by the number and start time that were
@@ -54,14 +56,18 @@ func newProcess(pid, pidfd int) (*process, error) {
 	return p, nil
 }
 
-func (p *process) close() { _ = p.fd.Close() } // nothing to flush
+// close lets go of the process, which may go on running.
+func (p *process) close() {
+	p.closed.Store(true)
+	_ = p.fd.Close() // nothing to flush
+}
 
-// kill ends the process at once. One that has ended already is no error.
+// kill ends the process at once. One that has ended or was let go of is no error.
 func (p *process) kill() error {
 	err := p.control(func(fd int) error {
 		return unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
 	})
-	if errors.Is(err, unix.ESRCH) || errors.Is(err, os.ErrClosed) {
+	if errors.Is(err, unix.ESRCH) || p.closed.Load() {
 		return nil
 	}
 	if err != nil {
@@ -91,6 +97,8 @@ func (p *process) wait(ctx context.Context) error {
 		return true
 	})
 	switch {
+	case p.closed.Load():
+		err = os.ErrClosed
 	case err != nil && ctx.Err() != nil:
 		_ = p.fd.SetReadDeadline(time.Time{}) // for the next attempt
 		err = context.Cause(ctx)

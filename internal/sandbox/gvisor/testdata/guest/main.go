@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -89,6 +90,12 @@ func do(req request) (string, int, error) {
 		return string(out), 0, err
 	case "fill":
 		return fill(req.Path, req.MB)
+	case "socket":
+		fd, err := syscall.Socket(req.N, syscall.SOCK_RAW, 0xff)
+		if err == nil {
+			syscall.Close(fd)
+		}
+		return "", 0, err
 	case "fork":
 		return fork(req.N)
 	case "eat":
@@ -101,8 +108,14 @@ func do(req request) (string, int, error) {
 		}
 		return "", len(kept), nil
 	case "spin":
-		for end := time.Now().Add(time.Duration(req.N) * time.Millisecond); time.Now().Before(end); {
+		var threads sync.WaitGroup
+		for range req.MB {
+			threads.Go(func() {
+				for end := time.Now().Add(time.Duration(req.N) * time.Millisecond); time.Now().Before(end); {
+				}
+			})
 		}
+		threads.Wait()
 		return "", 0, nil
 	case "list":
 		entries, err := os.ReadDir(req.Path)

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 
@@ -67,6 +68,9 @@ func makeLab() (*lab, error) {
 	if err := os.WriteFile(filepath.Join(root, "etc/passwd"), []byte("root:x:0:0::/root:/bin/sh\nuser:x:1000:1000::/home/user:/bin/sh\n"), 0o644); err != nil {
 		return nil, err
 	}
+	if err := os.WriteFile(filepath.Join(root, "etc/secret"), []byte("of root"), 0o600); err != nil {
+		return nil, err
+	}
 	for _, d := range []string{"bin", "sbin", "lib", "lib64"} {
 		if err := os.Symlink("usr/"+d, filepath.Join(root, d)); err != nil {
 			return nil, err
@@ -100,14 +104,31 @@ func makeImage(path, dir string) error {
 	return w.Close()
 }
 
-func newRuntime(t testing.TB) *Runtime {
+// shortDir is t.TempDir with a name that leaves room for a socket's address.
+func shortDir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "gv")
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	r, err := New(Config{Root: filepath.Join(dir, "r"), Instance: "test", Logger: slog.New(slog.NewTextHandler(os.Stderr, nil))})
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
+func newRuntime(t testing.TB) *Runtime {
+	t.Helper()
+	return openRuntime(t, shortDir(t))
+}
+
+// openRuntime returns a runtime on root, and checks at the end of the test that
+// nothing is left of its boxes.
+func openRuntime(t testing.TB, root string) *Runtime {
+	t.Helper()
+	r, err := New(testConfig(root))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -115,16 +136,47 @@ func newRuntime(t testing.TB) *Runtime {
 		if err := r.Close(); err != nil {
 			t.Error(err)
 		}
+		if left := traces(t, r); left != nil {
+			t.Errorf("left behind: %q", left)
+		}
 	})
 	return r
 }
 
+func testConfig(root string) Config {
+	// The root's name is random, which keeps instances apart.
+	return Config{Root: root, Instance: filepath.Base(root), Logger: slog.New(slog.DiscardHandler)}
+}
+
+// traces lists everything on the machine that belongs to boxes of r.
+func traces(t testing.TB, r *Runtime) []string {
+	t.Helper()
+	ids, err := r.List(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	groups, err := filepath.Glob("/sys/fs/cgroup/*/moat-" + r.instance + "*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		t.Fatal(err)
+	}
+	left := append(ids, groups...)
+	for line := range strings.Lines(string(mounts)) {
+		if strings.Contains(line, r.root) {
+			left = append(left, line)
+		}
+	}
+	return left
+}
+
 var testLimits = sandbox.Limits{CPUs: 2, MemoryMB: 512, DiskMB: 64, Processes: 64}
 
-// startBox prepares and starts a box in a slot of its own.
-func startBox(t testing.TB, r *Runtime, root sandbox.Root, limits sandbox.Limits, args ...string) (sandbox.Box, *slot) {
+func prepareBox(t testing.TB, r *Runtime, limits sandbox.Limits) (sandbox.Box, *slot) {
 	t.Helper()
-	l, s := newLab(t), newSlot(t)
+	s := newSlot(t)
 	b, err := r.Prepare(t.Context(), sandbox.NewBoxID(), s.path(), limits)
 	if err != nil {
 		t.Fatal(err)
@@ -134,38 +186,28 @@ func startBox(t testing.TB, r *Runtime, root sandbox.Root, limits sandbox.Limits
 			t.Error(err)
 		}
 	})
+	return b, s
+}
+
+// startSpec is what the tests start unless they have a reason to differ.
+func (l *lab) startSpec(root sandbox.Root, limits sandbox.Limits, args ...string) sandbox.StartSpec {
 	guest := l.guest
 	guest.Args = args
 	guest.Env = []string{"PATH=/usr/bin:/bin", "HELLO=world"}
-	if err := b.Start(t.Context(), sandbox.StartSpec{Hostname: "castle", Root: root, Guest: guest, Limits: limits}); err != nil {
+	return sandbox.StartSpec{Hostname: "castle", Root: root, Guest: guest, Limits: limits}
+}
+
+// startBox prepares and starts a box in a slot of its own.
+func startBox(t testing.TB, r *Runtime, root sandbox.Root, limits sandbox.Limits, args ...string) (sandbox.Box, *slot) {
+	t.Helper()
+	b, s := prepareBox(t, r, limits)
+	if err := b.Start(t.Context(), newLab(t).startSpec(root, limits, args...)); err != nil {
 		t.Fatal(err)
 	}
 	return b, s
 }
 
-func TestProbe(t *testing.T) {
-	r := newRuntime(t)
-	caps, err := r.Probe(t.Context())
-	t.Logf("%+v %v", caps, err)
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-func TestStartImage(t *testing.T) {
-	_, s := startBox(t, newRuntime(t), newLab(t).image, testLimits)
-	for _, op := range []string{"ping", "hostname", "args"} {
-		t.Logf("%s: %+v", op, s.must(t, request{Op: op}))
-	}
-	for _, path := range []string{"/proc/self/status", "/proc/mounts", "/proc/meminfo", "/etc/passwd"} {
-		t.Log(s.must(t, request{Op: "read", Path: path}).Out)
-	}
-	for _, path := range []string{"/", "/tmp", "/dev", "/.moat"} {
-		t.Log(s.must(t, request{Op: "list", Path: path}).Out)
-	}
-}
-
-func TestStartDir(t *testing.T) {
-	_, s := startBox(t, newRuntime(t), newLab(t).host, testLimits)
-	t.Log(s.must(t, request{Op: "run", Args: []string{"/bin/sh", "-c", "id; ls /; df -h; nproc; ls -la /tmp; touch /usr/x && echo wrote; python3 -c 'print(1)'; ls /usr/bin | wc -l"}}).Out)
+// roots names both kinds of root.
+func (l *lab) roots() map[string]sandbox.Root {
+	return map[string]sandbox.Root{"image": l.image, "dir": l.host}
 }

@@ -1,0 +1,98 @@
+package gvisor
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"testing"
+)
+
+func TestIsGVisor(t *testing.T) {
+	for _, c := range []struct {
+		args []string
+		want bool
+	}{
+		{[]string{"runsc-sandbox", "boot"}, true},
+		{[]string{"runsc-gofer"}, true},
+		{[]string{"/proc/self/exe", "umount", "--sync-fd=3", "/proc"}, true},
+		{[]string{"/proc/self/exe", "serve"}, false},
+		{[]string{"/proc/self/exe"}, false},
+		{[]string{"moat", "umount"}, false},
+		{[]string{"/usr/local/bin/moat", "serve"}, false},
+		{nil, false},
+	} {
+		if got := isGVisor(c.args); got != c.want {
+			t.Errorf("%q: %v", c.args, got)
+		}
+	}
+}
+
+func TestCounter(t *testing.T) {
+	const text = "low 0\nmax 5\noom 2\noom_kill 12\noom_group_kill 3\n"
+	for name, want := range map[string]int64{"oom_kill": 12, "oom": 2, "low": 0, "other": 0, "oom_group": 0} {
+		if got := counter(text, name); got != want {
+			t.Errorf("%s: %d, want %d", name, got, want)
+		}
+	}
+}
+
+// TestProcessIdentity: a number alone does not make a process ours.
+func TestProcessIdentity(t *testing.T) {
+	cmd := exec.Command("sleep", "60")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	start, err := startTime(cmd.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := openProcess(cmd.Process.Pid, start+1); !errors.Is(err, os.ErrProcessDone) {
+		t.Errorf("another process with the same number: %v", err)
+	}
+	p, err := openProcess(cmd.Process.Pid, start)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.close()
+	if err := p.killAndWait(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if err := p.kill(); err != nil {
+		t.Errorf("killing it again: %v", err)
+	}
+	if _, err := openProcess(cmd.Process.Pid, start); !errors.Is(err, os.ErrProcessDone) {
+		t.Errorf("an ended process: %v", err)
+	}
+}
+
+// TestFixedFile: a guest cannot make the host store what it writes.
+func TestFixedFile(t *testing.T) {
+	f, err := fixedFile("stderr", 4)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if n, err := f.Write([]byte("abcdef")); n > 4 || err == nil {
+		t.Errorf("wrote %d bytes to a file of 4: %v", n, err)
+	}
+	if err := f.Truncate(100); err == nil {
+		t.Error("the file grew")
+	}
+}
+
+// TestPauseImage: the program must be a page, or gVisor cannot map it.
+func TestPauseImage(t *testing.T) {
+	if n := len(pauseELF()); n != 4096 {
+		t.Errorf("the pause program has %d bytes", n)
+	}
+	dir := t.TempDir()
+	path := dir + "/pause.erofs"
+	for range 2 { // the second replaces the first
+		if err := writePauseImage(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 1 {
+		t.Errorf("writing left %v, %v", left, err)
+	}
+}
