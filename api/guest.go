@@ -5,7 +5,7 @@ const GuestPort = 49983
 
 // GuestVersion is the version of E2B's daemon whose surface the guest has. SDKs
 // compare it to decide what they may call.
-const GuestVersion = "0.5.7"
+const GuestVersion = "0.6.4"
 
 // GuestInit is the body of the guest daemon's POST /init: what a sandbox needs
 // to know before it runs anything. It reaches the guest over the sandbox's own

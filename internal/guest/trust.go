@@ -109,7 +109,7 @@ func (d rootDir) extendStores(bundle string) (string, error) {
 	}
 	if first == "" {
 		first = trustStores[0]
-		return first, d.write(first, bundle)
+		return first, d.write(first, extend("", bundle))
 	}
 	return first, nil
 }
