@@ -26,11 +26,11 @@ Runs COMMAND on a node whose only route leads to a fake internet. It ends with
 COMMAND, and everything that COMMAND left running ends with it. Needs root.
 
 COMMAND finds in its environment:
-  MOAT_LAB_CA      PEM file of the authority behind the internet's certificates
-  MOAT_LAB_DNS     address of a name server
-  MOAT_LAB_DOMAIN  a domain whose names, all of them, lead to the node
-  MOAT_LAB_CERT    PEM file of a certificate for that domain
-  MOAT_LAB_KEY     PEM file of its key
+  LAB_CA      PEM file of the authority behind the internet's certificates
+  LAB_DNS     address of a name server
+  LAB_DOMAIN  a domain whose names, all of them, lead to the node
+  LAB_CERT    PEM file of a certificate for that domain
+  LAB_KEY     PEM file of its key
 
 Flags:
 `
@@ -129,14 +129,14 @@ func writeFiles(l *lab.Lab) ([]string, error) {
 	if err := l.Node.Mkdir(files, 0o700); err != nil {
 		return nil, err
 	}
-	env := []string{"MOAT_LAB_DNS=" + lab.DNSServer, "MOAT_LAB_DOMAIN=" + lab.Domain}
+	env := []string{"LAB_DNS=" + lab.DNSServer, "LAB_DOMAIN=" + lab.Domain}
 	for _, f := range []struct {
 		variable, name string
 		data           []byte
 	}{
-		{"MOAT_LAB_CA", "ca.pem", l.CA()},
-		{"MOAT_LAB_CERT", "cert.pem", cert},
-		{"MOAT_LAB_KEY", "key.pem", key},
+		{"LAB_CA", "ca.pem", l.CA()},
+		{"LAB_CERT", "cert.pem", cert},
+		{"LAB_KEY", "key.pem", key},
 	} {
 		file := path.Join(files, f.name)
 		if err := l.Node.WriteFile(file, f.data, 0o600); err != nil {

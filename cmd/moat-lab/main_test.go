@@ -13,7 +13,7 @@ import (
 )
 
 // beLab in the environment makes the test binary behave as moat-lab.
-const beLab = "MOAT_LAB_TEST_BE_LAB"
+const beLab = "LAB_TEST_BE_LAB"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(beLab) != "" {
@@ -42,8 +42,8 @@ func TestExitStatusIsTheCommands(t *testing.T) {
 		{[]string{"--no-such-flag"}, 125, "no-such-flag"},
 		{nil, 125, "no command given"},
 		{[]string{"--records", "/no/such/file", "true"}, 125, "/no/such/file"},
-		{[]string{"--help"}, 0, "MOAT_LAB_CA"},
-		{[]string{"--", "sh", "-c", `test -s "$MOAT_LAB_CA" -a -s "$MOAT_LAB_KEY" && head -1 "$MOAT_LAB_CERT"`}, 0, "BEGIN CERTIFICATE"},
+		{[]string{"--help"}, 0, "LAB_CA"},
+		{[]string{"--", "sh", "-c", `test -s "$LAB_CA" -a -s "$LAB_KEY" && head -1 "$LAB_CERT"`}, 0, "BEGIN CERTIFICATE"},
 		{[]string{"--report", "curl", "-s", "--cacert", "/run/moat-lab/ca.pem", "https://example.com/"}, 0, "this is example.com at 93.184.216.34"},
 		{[]string{"--report", "curl", "-s", "http://example.com/x"}, 0, "request GET example.com/x at 93.184.216.34:80"},
 	} {

@@ -32,7 +32,7 @@ type Lab struct {
 	ca      *authority
 	names   *nameserver
 	web     *web
-	capture *capture
+	capture *Capture
 
 	closers []io.Closer // closed in reverse order
 	once    sync.Once
@@ -81,7 +81,7 @@ func (l *Lab) build(cfg Config) (err error) {
 
 // serve starts everything that answers on the internet.
 func (l *Lab) serve(zone *zone, public []netip.Addr, log *slog.Logger) (err error) {
-	if l.capture, err = startCapture(l.Internet); err != nil {
+	if l.capture, err = l.Internet.capture(internetLink, false); err != nil {
 		return err
 	}
 	l.closers = append(l.closers, l.capture)
@@ -144,9 +144,9 @@ func (l *Lab) Queries() []Query { return l.names.seen.list() }
 // Requests lists the HTTP requests that the internet has seen, oldest first.
 func (l *Lab) Requests() []Request { return l.web.seen.list() }
 
-// Packets lists what has arrived at the internet's end of the wire: one entry
-// for each different packet header, in the order of first sight.
-func (l *Lab) Packets() []Packet { return l.capture.list() }
+// Packets lists what has arrived at the internet's end of the wire, as
+// Capture.Packets does.
+func (l *Lab) Packets() []Packet { return l.capture.Packets() }
 
 type closerFunc func() error
 

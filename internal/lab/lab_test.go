@@ -187,6 +187,35 @@ func TestNoRouteLeadsOut(t *testing.T) {
 	t.Errorf("the node's packet did not arrive at the internet's end of the wire: %v", l.Packets())
 }
 
+func TestCaptureSeesBothDirectionsAndWhatErrorsAreAbout(t *testing.T) {
+	l := start(t, lab.Config{})
+	capture, err := l.Node.Capture()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer capture.Close()
+	conn, err := l.Node.Dial(t.Context(), "udp", "1.1.1.1:999")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Fatalf("a port without a listener: %v, want a refusal", err)
+	}
+	target := netip.MustParseAddrPort("1.1.1.1:999")
+	want := lab.Packet{Proto: "icmp", From: target.Addr(), To: lab.NodeIP4, Type: 3, Code: 3, About: target}
+	seen := capture.Packets()
+	if len(seen) != 2 || seen[0].Proto != "udp" || seen[0].ToPort != 999 || seen[1] != want {
+		t.Errorf("captured %v, want a datagram and %v", seen, want)
+	}
+}
+
 func TestZone(t *testing.T) {
 	l := start(t, lab.Config{Records: "example.com. 60 IN A 9.9.9.9\n\nturn.example. 0 IN A 1.1.1.1\nturn.example. 0 IN A 10.0.0.1\n"})
 	ask := func(network, name string, kind uint16) *dns.Msg {
@@ -287,9 +316,13 @@ func TestInventoryShowsWhatCameAndWent(t *testing.T) {
 	if !slices.Contains(before, "interface uplink0") {
 		t.Errorf("no uplink in %q", before)
 	}
-	script := `ip link add x0 type veth peer name x1 && nft add table inet x && mkdir /run/x && mount -t tmpfs x /run/x && echo up && exec sleep 1000`
+	script := `ip link add x0 type veth peer name x1 && nft add table inet x && mkdir /run/x && mount -t tmpfs x /run/x && echo up && read end`
 	cmd := l.Node.Command(t.Context(), "sh", "-c", script)
 	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -308,16 +341,15 @@ func TestInventoryShowsWhatCameAndWent(t *testing.T) {
 		"interface x0",
 		"interface x1",
 		"mount /run/x of type tmpfs",
-		fmt.Sprintf("process %d sleep 1000", cmd.Process.Pid),
+		fmt.Sprintf("process %d sh -c %s", cmd.Process.Pid, script),
 		"table inet x",
 	}
 	if !slices.Equal(fresh, want) {
 		t.Errorf("new on the node: %q, want %q", fresh, want)
 	}
-	if err := cmd.Process.Signal(syscall.SIGKILL); err != nil {
-		t.Fatal(err)
+	if err := errors.Join(in.Close(), cmd.Wait()); err == nil {
+		t.Error("read succeeded without input")
 	}
-	_ = cmd.Wait()
 }
 
 // TestCloseEndsEverything starts a process that detaches itself as a daemon

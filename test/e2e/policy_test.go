@@ -14,7 +14,7 @@ import (
 )
 
 // atOnce bounds how long a refusal may take, in milliseconds. It is generous:
-// a silent drop shows after three seconds.
+// a silent drop shows after two seconds.
 const atOnce = 1000
 
 // targets are all ways to reach an address: its echo server by TCP and UDP, and
@@ -27,12 +27,13 @@ func targets(addrs ...string) (list []string) {
 	return list
 }
 
-// expect probes both lists of addresses, in one go, and expects answers from
-// the first, and from the second a refusal that comes at once and without one
-// packet leaving the node.
+// expect probes both lists of addresses, in one go. It expects answers from the
+// first. From the second it expects a refusal at once, and that not one packet
+// leaves the node: TCP is reset, all else is answered with ICMP's
+// "administratively prohibited".
 func expect(t *testing.T, s *harness.Server, box *harness.Box, allowed, denied []string) {
 	t.Helper()
-	before := len(s.Lab.Packets())
+	left, wire := len(s.Lab.Packets()), len(s.Wire.Packets())
 	found := probe(t, box, slices.Concat(targets(allowed...), targets(denied...))...)
 	for _, target := range targets(allowed...) {
 		if o := found[target]; o.Result != "answered" {
@@ -40,21 +41,33 @@ func expect(t *testing.T, s *harness.Server, box *harness.Box, allowed, denied [
 		}
 	}
 	for _, target := range targets(denied...) {
-		want := []string{"unreachable"}
-		if strings.HasPrefix(target, "tcp:") {
-			want = []string{"refused"}
-		}
-		if strings.HasPrefix(target, "udp:") {
-			want = []string{"unreachable", "refused"} // which error a prohibition becomes is the guest kernel's affair
-		}
-		if o := found[target]; !slices.Contains(want, o.Result) || o.Millis > atOnce {
-			t.Errorf("denied %s: %s after %d ms (%s), want %v at once", target, o.Result, o.Millis, o.Detail, want)
+		o := found[target]
+		switch proto, address, _ := strings.Cut(target, ":"); {
+		case o.Result == "answered":
+			t.Errorf("denied %s: answered", target)
+		case proto == "tcp" && (o.Result != "refused" || o.Millis > atOnce):
+			t.Errorf("denied %s: %s after %d ms (%s), want it refused at once", target, o.Result, o.Millis, o.Detail)
+		case proto != "tcp" && !slices.ContainsFunc(s.Wire.Packets()[wire:], prohibits(address)):
+			t.Errorf("denied %s: no ICMP error says so", target)
 		}
 	}
-	for _, p := range s.Lab.Packets()[before:] {
+	for _, p := range s.Lab.Packets()[left:] {
 		if slices.Contains(denied, p.To.String()) {
 			t.Errorf("left the node: %s", p)
 		}
+	}
+}
+
+// prohibits recognises the ICMP error about a denied address or address and
+// port.
+func prohibits(target string) func(lab.Packet) bool {
+	return func(p lab.Packet) bool {
+		about := p.About.String()
+		if p.About.Port() == 0 {
+			about = p.About.Addr().String()
+		}
+		return about == target &&
+			(p.Proto == "icmp" && p.Type == 3 && p.Code == 13 || p.Proto == "icmp6" && p.Type == 1 && p.Code == 1)
 	}
 }
 

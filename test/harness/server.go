@@ -48,6 +48,8 @@ type Server struct {
 	DataDir string
 	// Key is the API key that the first start printed.
 	Key string
+	// Wire notes what passes the node's interfaces, those of sandboxes too.
+	Wire *lab.Capture
 
 	tb     testing.TB
 	args   []string
@@ -83,6 +85,9 @@ func New(tb testing.TB, o Options) *Server {
 		tb.Fatal(err)
 	}
 	tb.Cleanup(s.cleanup)
+	if s.Wire, err = s.Lab.Node.Capture(); err != nil {
+		tb.Fatal(err)
+	}
 	if s.before, err = s.inventory(); err != nil {
 		tb.Fatal(err)
 	}
@@ -300,6 +305,9 @@ func (s *Server) cleanup() {
 		case <-time.After(patience):
 			s.tb.Error("the server did not end on SIGTERM")
 		}
+	}
+	if s.Wire != nil {
+		_ = s.Wire.Close()
 	}
 	if err := s.Lab.Close(); err != nil {
 		s.tb.Errorf("close the lab: %v", err)

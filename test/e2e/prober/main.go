@@ -23,7 +23,7 @@ import (
 )
 
 // silence is how long a probe waits before it calls a target silent.
-const silence = 3 * time.Second
+const silence = 2 * time.Second
 
 // Outcome is what came of one probe.
 type Outcome struct {
