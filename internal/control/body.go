@@ -1,0 +1,170 @@
+package control
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"reflect"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+)
+
+// maxBody bounds a request's body, in bytes.
+const maxBody = 16 << 20
+
+// body reads the request's JSON object into target. Without a body target
+// stays as it is when optional is true.
+func (c *call) body(target any, optional bool) error {
+	raw, err := c.readBody()
+	if err != nil {
+		return err
+	}
+	if len(bytes.TrimSpace(raw)) == 0 {
+		if optional {
+			return nil
+		}
+		return badRequest("Request body is empty: a JSON object is needed")
+	}
+	return decode(raw, target)
+}
+
+func (c *call) readBody() ([]byte, error) {
+	raw, err := io.ReadAll(http.MaxBytesReader(c.w, c.r.Body, maxBody))
+	var tooLarge *http.MaxBytesError
+	switch {
+	case errors.As(err, &tooLarge):
+		return nil, &fault{status: http.StatusRequestEntityTooLarge, message: fmt.Sprintf("Request body is larger than %d MiB", maxBody>>20)}
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return nil, &fault{status: http.StatusRequestTimeout, message: fmt.Sprintf("Request body did not arrive within %v", c.bodyTimeout)}
+	case err != nil:
+		return nil, badRequest("Request body could not be read: %v", err)
+	}
+	c.setBodyDeadline(time.Time{})
+	return raw, nil
+}
+
+// limitBody gives the body, if there is one, a deadline to arrive by. Where
+// nobody reads it the server itself does, before it answers: a request without
+// a key must not hold a connection for ever. The deadline is lifted only by
+// reading the whole body.
+func (c *call) limitBody() {
+	if c.r.Body != http.NoBody {
+		c.setBodyDeadline(time.Now().Add(c.bodyTimeout))
+	}
+}
+
+// setBodyDeadline leaves a connection that knows no deadlines as it is: only
+// test recorders are such.
+func (c *call) setBodyDeadline(t time.Time) {
+	if err := http.NewResponseController(c.w).SetReadDeadline(t); err != nil && !errors.Is(err, http.ErrNotSupported) {
+		c.Logger.Debug("set deadline of request body", "error", err)
+	}
+}
+
+// secretField is not repeated in errors: environment variables are often keys.
+const secretField = jsontext.Pointer("/envVars")
+
+// decode reads one JSON object. Duplicate keys, wrong types and null inside a
+// list or map of strings are errors that name the field.
+func decode(raw []byte, target any) error {
+	if jsontext.Value(raw).Kind() != '{' {
+		if !jsontext.Value(raw).IsValid() {
+			return badRequest("Request body is not valid JSON")
+		}
+		return badRequest("Request body must be a JSON object, got %s", kindName(jsontext.Value(raw).Kind()))
+	}
+	err := json.Unmarshal(raw, target, json.WithUnmarshalers(json.UnmarshalFromFunc(refuseNullString)))
+	var syntax *jsontext.SyntacticError
+	var semantic *json.SemanticError
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, jsontext.ErrDuplicateName) && errors.As(err, &syntax):
+		return badRequest("Request body has a duplicate key: %s", fieldName(syntax.JSONPointer))
+	case errors.As(err, &semantic):
+		got := "a value of another type"
+		if !secretField.Contains(semantic.JSONPointer) {
+			got = valueAt(raw, semantic.ByteOffset)
+		}
+		return badRequest("%s must be %s, got %s", fieldName(semantic.JSONPointer), describe(semantic.GoType), got)
+	case errors.As(err, &syntax):
+		return badRequest("Request body is not valid JSON: %v at byte %d", syntax.Err, syntax.ByteOffset)
+	}
+	return badRequest("Request body: %v", err)
+}
+
+// refuseNullString keeps null in a list or map of strings from becoming "".
+// Optional strings are pointers and do not come here with null.
+func refuseNullString(d *jsontext.Decoder, _ *string) error {
+	if d.PeekKind() == 'n' {
+		return &json.SemanticError{JSONKind: 'n', GoType: reflect.TypeFor[string]()}
+	}
+	return errors.ErrUnsupported // decode as usual
+}
+
+// fieldName writes a JSON pointer as people do: network.allowOut[3].
+func fieldName(p jsontext.Pointer) string {
+	var b strings.Builder
+	for token := range p.Tokens() {
+		if _, err := strconv.ParseUint(token, 10, 31); err == nil {
+			b.WriteString("[" + token + "]")
+			continue
+		}
+		if b.Len() > 0 {
+			b.WriteByte('.')
+		}
+		b.WriteString(clip(token))
+	}
+	return b.String()
+}
+
+func kindName(k jsontext.Kind) string {
+	switch k {
+	case '[':
+		return "a list"
+	case '"':
+		return "a string"
+	case '0':
+		return "a number"
+	}
+	return k.String() // null, true, false
+}
+
+// valueAt is the JSON value that begins at an offset, shortened.
+func valueAt(raw []byte, offset int64) string {
+	if offset < 0 || offset > int64(len(raw)) {
+		return "something else"
+	}
+	value, err := jsontext.NewDecoder(bytes.NewReader(raw[offset:])).ReadValue()
+	if err != nil {
+		return "something else"
+	}
+	return clip(string(value))
+}
+
+func describe(t reflect.Type) string {
+	if t == nil {
+		return "of another type"
+	}
+	for t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	switch t.Kind() {
+	case reflect.String:
+		return "a string"
+	case reflect.Bool:
+		return "true or false"
+	case reflect.Int, reflect.Int64:
+		return "a whole number"
+	case reflect.Slice:
+		return "a list"
+	}
+	return "an object"
+}

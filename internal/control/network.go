@@ -1,0 +1,100 @@
+package control
+
+import (
+	"slices"
+	"strconv"
+
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/moat-sandbox/moat/api"
+	"github.com/moat-sandbox/moat/internal/policy"
+)
+
+// networkBody is api.Network with everything else a client may send. Cube also
+// takes its lists in snake case.
+type networkBody struct {
+	api.Network
+	SnakeAllowOut []string                  `json:"allow_out"`
+	SnakeDenyOut  []string                  `json:"deny_out"`
+	Rest          map[string]jsontext.Value `json:",embed"`
+}
+
+// networkUpdate is the body of an update: the network object itself with the
+// internet flag, in both spellings, inside.
+type networkUpdate struct {
+	networkBody
+	AllowInternetAccess *bool `json:"allow_internet_access"`
+	CamelInternet       *bool `json:"allowInternetAccess"`
+}
+
+func updateNetwork(c *call) error {
+	if err := c.sandboxID(); err != nil {
+		return err
+	}
+	var body networkUpdate
+	if err := c.body(&body, false); err != nil {
+		return err
+	}
+	internet, err := agree("allow_internet_access", body.AllowInternetAccess, "allowInternetAccess", body.CamelInternet)
+	if err != nil {
+		return err
+	}
+	document, err := body.translate("", internet)
+	if err != nil {
+		return err
+	}
+	if err := c.CheckNetwork(document); err != nil {
+		return err
+	}
+	if _, err := c.sandbox(); err != nil {
+		return err
+	}
+	ctx, cancel := c.lasting()
+	defer cancel()
+	receipt, err := c.Engine.SetNetwork(ctx, c.id, document, internet)
+	if err != nil {
+		return err
+	}
+	c.w.Header().Set(api.HeaderNetworkGeneration, strconv.FormatUint(receipt.Generation, 10))
+	c.w.Header().Set(api.HeaderFlowsCut, strconv.Itoa(receipt.Cut))
+	return c.done()
+}
+
+// translate makes the document and refuses what it cannot express. prefix is
+// where the settings stand in the request's body.
+func (n *networkBody) translate(prefix string, internet *bool) (policy.Document, error) {
+	if err := refuseUnserved(prefix, n.Rest, networkUnserved); err != nil {
+		return policy.Document{}, err
+	}
+	if err := refuseUnknown(prefix, n.Rest, networkUnserved); err != nil {
+		return policy.Document{}, err
+	}
+	allow, err := agreeLists(prefix, "allowOut", n.AllowOut, "allow_out", n.SnakeAllowOut)
+	if err != nil {
+		return policy.Document{}, err
+	}
+	deny, err := agreeLists(prefix, "denyOut", n.DenyOut, "deny_out", n.SnakeDenyOut)
+	if err != nil {
+		return policy.Document{}, err
+	}
+	return policy.Document{AllowOut: allow, DenyOut: deny, Default: defaultVerdict(internet)}, nil
+}
+
+// defaultVerdict is E2B's promise: open unless internet access was switched
+// off. The engine itself has no such default.
+func defaultVerdict(internet *bool) policy.Verdict {
+	if internet != nil && !*internet {
+		return policy.Deny
+	}
+	return policy.Allow
+}
+
+func agreeLists(prefix, name string, a []string, alias string, b []string) ([]string, error) {
+	switch {
+	case a == nil:
+		return b, nil
+	case b != nil && !slices.Equal(a, b):
+		return nil, badRequest("%s%s and %s%s differ", prefix, name, prefix, alias)
+	}
+	return a, nil
+}

@@ -1,0 +1,377 @@
+package control
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/go-json-experiment/json"
+
+	"github.com/moat-sandbox/moat/api"
+	"github.com/moat-sandbox/moat/internal/policy"
+	"github.com/moat-sandbox/moat/internal/sandbox"
+	"github.com/moat-sandbox/moat/internal/secret"
+	"github.com/moat-sandbox/moat/internal/store"
+	"github.com/moat-sandbox/moat/internal/store/bolt"
+)
+
+// Keys of two teams.
+const (
+	keyA = "e2b_aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
+	keyB = "e2b_bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb"
+)
+
+// rig is the API over a real store, with a stand-in for the node.
+type rig struct {
+	t         *testing.T
+	api       *API
+	store     *bolt.Store
+	engine    *engine
+	templates *templates
+	public    *httptest.Server
+	operator  *httptest.Server
+	log       *bytes.Buffer // read it after the servers have closed or answered
+}
+
+func newRig(t *testing.T, adjust ...func(*Config)) *rig {
+	t.Helper()
+	records, err := bolt.Open(filepath.Join(t.TempDir(), "db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { records.Close() })
+	r := &rig{t: t, store: records, log: new(bytes.Buffer)}
+	r.engine = &engine{store: records, samples: make(map[string][]sandbox.Sample)}
+	r.templates = &templates{}
+	for name, key := range map[string]string{"a": keyA, "b": keyB} {
+		if err := records.CreateKey(t.Context(), keyRecord(name, name, "team-"+name, secret.New(key))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	config := Config{
+		Store: records, Engine: r.engine, Templates: r.templates,
+		CheckNetwork: func(d policy.Document) error { _, err := policy.Parse(d, policy.Options{}); return err },
+		MaxTimeout:   24 * time.Hour,
+		Logger:       slog.New(slog.NewTextHandler(&lockedWriter{w: r.log}, nil)),
+	}
+	for _, change := range adjust {
+		change(&config)
+	}
+	if r.api, err = New(config); err != nil {
+		t.Fatal(err)
+	}
+	r.public = httptest.NewServer(r.api.Handler())
+	t.Cleanup(r.public.Close)
+	r.operator = httptest.NewServer(r.api.Operator())
+	t.Cleanup(r.operator.Close)
+	return r
+}
+
+type lockedWriter struct {
+	mu sync.Mutex
+	w  io.Writer
+}
+
+func (l *lockedWriter) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.w.Write(p)
+}
+
+// answer is a response, read to its end.
+type answer struct {
+	t      *testing.T
+	status int
+	header http.Header
+	body   string
+}
+
+// send makes a request as the owner of a key; without one there is no key.
+func (r *rig) send(key, method, path, body string) answer {
+	r.t.Helper()
+	return r.sendTo(r.public, key, method, path, body)
+}
+
+func (r *rig) sendTo(server *httptest.Server, key, method, path, body string) answer {
+	r.t.Helper()
+	request, err := http.NewRequestWithContext(r.t.Context(), method, server.URL+path, strings.NewReader(body))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	if key != "" {
+		request.Header.Set(api.HeaderAPIKey, key)
+	}
+	return r.do(request)
+}
+
+func (r *rig) do(request *http.Request) answer {
+	r.t.Helper()
+	client := &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	response, err := client.Do(request)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return answer{r.t, response.StatusCode, response.Header, string(body)}
+}
+
+// want checks the status; of an error also its shape and that its message
+// contains the text.
+func (a answer) want(status int, text ...string) answer {
+	a.t.Helper()
+	if a.status != status {
+		a.t.Errorf("status %d, want %d: %s", a.status, status, a.body)
+		return a
+	}
+	if status == http.StatusNoContent {
+		if a.body != "" {
+			a.t.Errorf("204 with a body: %q", a.body)
+		}
+		return a
+	}
+	if got := a.header.Get("Content-Type"); got != "application/json" {
+		a.t.Errorf("Content-Type %q", got)
+	}
+	if status >= 400 {
+		failure := decodeAs[api.Error](a)
+		if failure.Code != status || failure.Message == "" {
+			a.t.Errorf("error body %s, want code %d and a message", a.body, status)
+		}
+		for _, part := range text {
+			if !strings.Contains(failure.Message, part) {
+				a.t.Errorf("message %q, want it to contain %q", failure.Message, part)
+			}
+		}
+	}
+	return a
+}
+
+func decodeAs[T any](a answer) T {
+	a.t.Helper()
+	var v T
+	if err := json.Unmarshal([]byte(a.body), &v, json.RejectUnknownMembers(true)); err != nil {
+		a.t.Fatalf("decode %q: %v", a.body, err)
+	}
+	return v
+}
+
+// create makes a sandbox with the fields given besides the template.
+func (r *rig) create(key, fields string) api.Sandbox {
+	r.t.Helper()
+	body := `{"templateID":"base"}`
+	if fields != "" {
+		body = `{"templateID":"base",` + fields + `}`
+	}
+	return decodeAs[api.Sandbox](r.send(key, "POST", "/v2/sandboxes", body).want(http.StatusCreated))
+}
+
+func (r *rig) record(id string) store.Sandbox {
+	r.t.Helper()
+	record, err := r.store.Sandbox(r.t.Context(), id)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return record
+}
+
+// change edits a record behind the API's back.
+func (r *rig) change(id string, edit func(*store.Sandbox)) {
+	r.t.Helper()
+	_, err := r.store.UpdateSandbox(r.t.Context(), id, func(s *store.Sandbox) error { edit(s); return nil })
+	if err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// engine stands in for the node: it keeps records as the node does and runs
+// nothing. The node itself is tested with real sandboxes.
+type engine struct {
+	store store.Store
+
+	mu               sync.Mutex
+	specs            []sandbox.Spec
+	fails            error // what every call returns, when set
+	samples          map[string][]sandbox.Sample
+	spans            [][2]time.Time // of Samples
+	onKill, onCreate func(context.Context)
+	crash            bool // Count panics
+}
+
+func (e *engine) failure() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.fails
+}
+
+func (e *engine) Create(ctx context.Context, spec sandbox.Spec) (store.Sandbox, error) {
+	e.mu.Lock()
+	e.specs = append(e.specs, spec)
+	e.mu.Unlock()
+	if err := e.failure(); err != nil {
+		return store.Sandbox{}, err
+	}
+	if e.onCreate != nil {
+		e.onCreate(ctx)
+	}
+	now := time.Now().UTC()
+	record := store.Sandbox{
+		ID: sandbox.NewID(), Team: spec.Team, TemplateID: "t1", State: sandbox.Running,
+		StartedAt: now, EndAt: now.Add(spec.Timeout), Secure: spec.Secure,
+		Limits:   sandbox.Limits{CPUs: 2, MemoryMB: 512, DiskMB: 1024},
+		Metadata: spec.Metadata, Network: spec.Network, InternetAccess: spec.InternetAccess, Generation: 1,
+	}
+	if spec.Template != record.TemplateID {
+		record.Alias = spec.Template
+	}
+	return record, e.store.CreateSandbox(ctx, record)
+}
+
+func (e *engine) Kill(ctx context.Context, id string) error {
+	if err := e.failure(); err != nil {
+		return err
+	}
+	if e.onKill != nil {
+		e.onKill(ctx)
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return e.store.DeleteSandbox(ctx, id)
+}
+
+func (e *engine) SetEnd(ctx context.Context, id string, at time.Time, extendOnly bool) (store.Sandbox, error) {
+	if err := e.failure(); err != nil {
+		return store.Sandbox{}, err
+	}
+	return e.store.UpdateSandbox(ctx, id, func(s *store.Sandbox) error {
+		if !extendOnly || at.After(s.EndAt) {
+			s.EndAt = at.UTC()
+		}
+		return nil
+	})
+}
+
+func (e *engine) SetNetwork(ctx context.Context, id string, doc policy.Document, internet *bool) (sandbox.Receipt, error) {
+	if err := e.failure(); err != nil {
+		return sandbox.Receipt{}, err
+	}
+	record, err := e.store.UpdateSandbox(ctx, id, func(s *store.Sandbox) error {
+		s.Network, s.InternetAccess = doc, internet
+		s.Generation++
+		return nil
+	})
+	return sandbox.Receipt{Generation: record.Generation, Cut: 3}, err
+}
+
+func (e *engine) Samples(_ context.Context, id string, from, to time.Time) ([]sandbox.Sample, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.spans = append(e.spans, [2]time.Time{from, to})
+	samples, known := e.samples[id]
+	if !known {
+		return nil, sandbox.ErrNotFound
+	}
+	return samples, e.fails
+}
+
+func (e *engine) GuestToken(s store.Sandbox) secret.String {
+	if !s.Secure {
+		return secret.String{}
+	}
+	return secret.New("guest-token-of-" + s.ID)
+}
+
+func (e *engine) Count() int {
+	if e.crash {
+		panic("count lost its way")
+	}
+	records, _ := e.store.Sandboxes(context.Background(), "")
+	return len(records)
+}
+
+// lastSpec is what the engine was asked for last.
+func (e *engine) lastSpec() sandbox.Spec {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.specs[len(e.specs)-1]
+}
+
+func (e *engine) created() int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return len(e.specs)
+}
+
+// templates stands in for the template library.
+type templates struct {
+	added   []string
+	removed []string
+	fails   error
+}
+
+var baseTemplate = store.Template{
+	ID: "t1", Names: []string{"base", "code-interpreter-v1"}, Source: "the host's own files",
+	Limits:    sandbox.Limits{CPUs: 2, MemoryMB: 512, DiskMB: 1024},
+	CreatedAt: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC),
+}
+
+func (l *templates) Resolve(_ context.Context, ref string) (store.Template, error) {
+	if ref == baseTemplate.ID || slices.Contains(baseTemplate.Names, ref) {
+		return baseTemplate, nil
+	}
+	return store.Template{}, sandbox.ErrTemplateNotFound
+}
+
+func (l *templates) add(what string, names []string) (store.Template, error) {
+	if l.fails != nil {
+		return store.Template{}, l.fails
+	}
+	l.added = append(l.added, what)
+	return store.Template{ID: "t2", Names: names, Source: what}, nil
+}
+
+func (l *templates) AddDir(_ context.Context, path string, names []string) (store.Template, error) {
+	return l.add("dir "+path, names)
+}
+
+func (l *templates) AddTar(_ context.Context, path string, names []string) (store.Template, error) {
+	return l.add("tar "+path, names)
+}
+
+func (l *templates) AddImage(ctx context.Context, ref string, names []string, insecure bool) (store.Template, error) {
+	if _, bounded := ctx.Deadline(); bounded {
+		return store.Template{}, context.DeadlineExceeded
+	}
+	if insecure {
+		ref += " insecure"
+	}
+	return l.add("image "+ref, names)
+}
+
+func (l *templates) Remove(_ context.Context, ref string) error {
+	if _, err := l.Resolve(context.Background(), ref); err != nil {
+		return err
+	}
+	l.removed = append(l.removed, ref)
+	return l.fails
+}
+
+func (l *templates) List(context.Context) ([]store.Template, error) {
+	return []store.Template{baseTemplate}, nil
+}
+
+// openNothing is a store that nobody may ask.
+type openNothing struct{ store.Store }

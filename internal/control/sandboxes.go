@@ -1,0 +1,145 @@
+package control
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/moat-sandbox/moat/api"
+	"github.com/moat-sandbox/moat/internal/sandbox"
+)
+
+// Bounds of a refresh.
+const (
+	minRefresh = 15 * time.Second
+	maxRefresh = time.Hour
+)
+
+func health(c *call) error {
+	return c.reply(http.StatusOK, api.Health{Status: "ok", Sandboxes: c.Engine.Count()})
+}
+
+func get(c *call) error {
+	record, err := c.sandbox()
+	if errors.Is(err, sandbox.ErrNotRunning) {
+		return sandbox.ErrNotFound // being killed
+	}
+	if err != nil {
+		return err
+	}
+	return c.reply(http.StatusOK, c.detail(record))
+}
+
+// kill answers 404 for a sandbox that somebody else is killing: E2B's clients
+// take that for "it was gone already".
+func kill(c *call) error {
+	_, err := c.sandbox()
+	if errors.Is(err, sandbox.ErrNotRunning) {
+		return sandbox.ErrNotFound
+	}
+	if err != nil {
+		return err
+	}
+	ctx, cancel := c.lasting()
+	defer cancel()
+	if err := c.Engine.Kill(ctx, c.id); err != nil {
+		return err
+	}
+	return c.done()
+}
+
+// connect is the same in both dialects. E2B's first one demands a timeout,
+// but the Cube SDK sends none.
+func connect(c *call) error {
+	var body api.Connect
+	if err := c.sandboxID(); err != nil {
+		return err
+	}
+	if err := c.body(&body, true); err != nil {
+		return err
+	}
+	timeout, err := c.timeout(body.Timeout)
+	if err != nil {
+		return err
+	}
+	if _, err := c.sandbox(); err != nil {
+		return err
+	}
+	record, err := c.Engine.SetEnd(c.r.Context(), c.id, time.Now().Add(timeout), true)
+	if err != nil {
+		return err
+	}
+	return c.reply(http.StatusOK, c.connection(record))
+}
+
+func setTimeout(c *call) error {
+	var body api.Timeout
+	if err := c.sandboxID(); err != nil {
+		return err
+	}
+	if err := c.body(&body, false); err != nil {
+		return err
+	}
+	if body.Timeout == nil {
+		return badRequest("timeout is required")
+	}
+	timeout, err := c.timeout(body.Timeout)
+	if err != nil {
+		return err
+	}
+	return c.setEnd(timeout, false)
+}
+
+func refresh(c *call) error {
+	var body api.Refresh
+	if err := c.sandboxID(); err != nil {
+		return err
+	}
+	if err := c.body(&body, true); err != nil {
+		return err
+	}
+	duration := minRefresh
+	if d := body.Duration; d != nil {
+		if *d < 0 || *d > int64(maxRefresh/time.Second) {
+			return badRequest("duration must be from 0 to %d seconds, got %d", maxRefresh/time.Second, *d)
+		}
+		duration = max(duration, time.Duration(*d)*time.Second)
+	}
+	return c.setEnd(min(duration, c.MaxTimeout), true)
+}
+
+// setEnd moves the end of the sandbox that the path names.
+func (c *call) setEnd(fromNow time.Duration, extendOnly bool) error {
+	if _, err := c.sandbox(); err != nil {
+		return err
+	}
+	if _, err := c.Engine.SetEnd(c.r.Context(), c.id, time.Now().Add(fromNow), extendOnly); err != nil {
+		return err
+	}
+	return c.done()
+}
+
+// timeout checks a time to live in seconds; nil gives the default.
+func (c *call) timeout(seconds *int64) (time.Duration, error) {
+	switch {
+	case seconds == nil:
+		return min(defaultTimeout, c.MaxTimeout), nil
+	case *seconds < 0:
+		return 0, badRequest("Timeout must not be negative, got %d", *seconds)
+	case *seconds > int64(c.MaxTimeout/time.Second):
+		return 0, badRequest("Timeout cannot be greater than %s", inHours(c.MaxTimeout))
+	}
+	return time.Duration(*seconds) * time.Second, nil
+}
+
+func inHours(d time.Duration) string {
+	if d%time.Hour == 0 {
+		return fmt.Sprintf("%d hours", d/time.Hour)
+	}
+	return fmt.Sprintf("%d seconds", d/time.Second)
+}
+
+func deleteSnapshot(c *call) error {
+	return &fault{status: http.StatusNotFound, message: fmt.Sprintf("Snapshot %q not found", clip(c.r.PathValue("templateID")))}
+}

@@ -1,0 +1,81 @@
+package control
+
+import (
+	"time"
+
+	"github.com/moat-sandbox/moat/api"
+	"github.com/moat-sandbox/moat/internal/sandbox"
+	"github.com/moat-sandbox/moat/internal/store"
+)
+
+// This file turns records into what clients see of them.
+
+// connection is what a client needs to use a sandbox.
+func (c *call) connection(s store.Sandbox) api.Sandbox {
+	return api.Sandbox{
+		SandboxID:       s.ID,
+		TemplateID:      s.TemplateID,
+		Alias:           s.Alias,
+		ClientID:        api.ClientID,
+		EnvdVersion:     api.GuestVersion,
+		EnvdAccessToken: c.Engine.GuestToken(s).Reveal(),
+		Domain:          c.domain(),
+	}
+}
+
+func (c *call) detail(s store.Sandbox) api.SandboxDetail {
+	detail := api.SandboxDetail{
+		ListedSandbox:       listed(s),
+		Domain:              c.domain(),
+		AllowInternetAccess: s.InternetAccess,
+		Lifecycle:           api.Lifecycle{OnTimeout: "kill"},
+	}
+	if len(s.Network.AllowOut)+len(s.Network.DenyOut) > 0 {
+		detail.Network = &api.Network{AllowOut: s.Network.AllowOut, DenyOut: s.Network.DenyOut}
+	}
+	return detail
+}
+
+// domain is nil where none is configured. Where one is, it is always told: a
+// client that knows none makes hosts below E2B's.
+func (c *call) domain() *string {
+	if c.Domain == "" {
+		return nil
+	}
+	return &c.Domain
+}
+
+func listed(s store.Sandbox) api.ListedSandbox {
+	return api.ListedSandbox{
+		SandboxID:   s.ID,
+		TemplateID:  s.TemplateID,
+		Alias:       s.Alias,
+		ClientID:    api.ClientID,
+		EnvdVersion: api.GuestVersion,
+		State:       api.StateRunning,
+		StartedAt:   shown(s.StartedAt),
+		EndAt:       shown(s.EndAt),
+		CPUCount:    s.Limits.CPUs,
+		MemoryMB:    s.Limits.MemoryMB,
+		DiskSizeMB:  s.Limits.DiskMB,
+		Metadata:    s.Metadata,
+	}
+}
+
+// shown brings a time to the precision that clients keep: what they send back
+// must compare equal.
+func shown(t time.Time) time.Time { return t.UTC().Truncate(time.Microsecond) }
+
+func metric(s sandbox.Sample) api.SandboxMetric {
+	return api.SandboxMetric{
+		Timestamp:     shown(s.At),
+		TimestampUnix: s.At.Unix(),
+		CPUCount:      s.CPUs,
+		CPUUsedPct:    s.CPUUsedPct,
+		MemUsed:       s.MemUsed,
+		MemTotal:      s.MemTotal,
+		MemCache:      s.MemCache,
+		DiskUsed:      s.DiskUsed,
+		DiskTotal:     s.DiskTotal,
+	}
+}
