@@ -82,7 +82,7 @@ func assemble(ctx context.Context, c Config, records store.Store) (_ *machine, e
 	m.node, err = node.Open(ctx, node.Config{
 		Store: records, Network: m.network, Runtime: m.runtime, Templates: m.templates,
 		Guest: guest, Master: master, Compile: compile, CABundle: ca, Logger: c.Logger,
-		Warm: defaultLimits(), Pool: c.Pool, MaxSandboxes: c.MaxSandboxes, TeamLimit: c.TeamLimit,
+		Warm: defaultLimits(), Pool: c.Pool, Ahead: template.Base, MaxSandboxes: c.MaxSandboxes, TeamLimit: c.TeamLimit,
 	})
 	return m, err
 }

@@ -48,7 +48,7 @@ func (n *Node) Create(ctx context.Context, spec sandbox.Spec) (store.Sandbox, er
 func (n *Node) create(ctx context.Context, spec sandbox.Spec, template store.Template, compiled *policy.Policy) (_ store.Sandbox, err error) {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	w, err := n.take(ctx, template.Limits)
+	w, err := n.take(ctx, template)
 	if err != nil {
 		return store.Sandbox{}, err
 	}
@@ -108,23 +108,19 @@ func (n *Node) applyFirst(ctx context.Context, slot kernel.Slot, p *policy.Polic
 
 // startGuest runs the template in the box and tells its guest who it is.
 func (n *Node) startGuest(ctx context.Context, record store.Sandbox, env map[string]string, template store.Template, w warm) error {
-	err := w.box.Start(ctx, sandbox.StartSpec{
-		Hostname: record.ID,
-		Root:     template.Root,
-		Guest:    n.Guest,
-		Limits:   template.Limits,
-	})
-	if err != nil {
-		return fmt.Errorf("start template %s: %w", template.ID, err)
+	if w.template == "" {
+		if err := n.start(ctx, &w, template); err != nil {
+			return err
+		}
 	}
-	err = n.guest.init(ctx, w.slot.IP4, api.GuestInit{
+	err := n.guest.init(ctx, w.slot.IP4, api.GuestInit{
 		AccessToken:    n.GuestToken(record).Reveal(),
 		EnvVars:        withTemplateEnv(template.Env, env),
 		DefaultUser:    template.User,
 		DefaultWorkdir: template.Workdir,
 		SandboxID:      record.ID,
 		TemplateID:     record.TemplateID,
-		Hostname:       record.ID,
+		Hostname:       hostname,
 		Nameservers:    nameservers(),
 		CABundle:       n.CABundle,
 	})

@@ -35,7 +35,8 @@ type Templates interface {
 	Resolve(ctx context.Context, ref string) (store.Template, error)
 }
 
-// Config is what a Node is made of. Every field but Pool is required.
+// Config is what a Node is made of. Every field is required but
+// Pool, Ahead and CABundle.
 type Config struct {
 	Store     store.Store
 	Network   Network
@@ -52,8 +53,11 @@ type Config struct {
 	// Warm is what pooled boxes are booted with; a template with other memory
 	// limits is started cold.
 	Warm sandbox.Limits
-	// Pool is how many booted boxes wait for a sandbox. 0 boots each on demand.
+	// Pool is how many booted boxes wait for a sandbox, and how many more wait
+	// with the template Ahead already started. 0 boots each on demand.
 	Pool int
+	// Ahead is the id of the template worth starting before it is asked for.
+	Ahead string
 	// MaxSandboxes and TeamLimit bound how many sandboxes live at once, on the
 	// machine and for one team.
 	MaxSandboxes int
@@ -64,7 +68,8 @@ type Config struct {
 type Node struct {
 	Config
 	guest *guestClient
-	pool  *pool
+	// empty and started are the boxes that wait for a create.
+	empty, started *pool
 
 	mu   sync.Mutex
 	live map[string]*live
@@ -115,8 +120,10 @@ func Open(ctx context.Context, c Config) (*Node, error) {
 		stop()
 		return nil, fmt.Errorf("adopt running sandboxes: %w", err)
 	}
-	n.pool = newPool(c.Pool, n.boot, n.discard, c.Logger)
-	n.bg.Go(func() { n.pool.fill(background) })
+	n.empty = newPool(c.Pool, n.bootEmpty, n.discard, c.Logger)
+	n.started = newPool(c.Pool, n.bootStarted, n.discard, c.Logger)
+	n.bg.Go(func() { n.started.fill(background) })
+	n.bg.Go(func() { n.empty.fill(background) })
 	n.bg.Go(func() { n.sample(background) })
 	return n, nil
 }

@@ -9,12 +9,15 @@ import (
 
 	"github.com/moat-sandbox/moat/internal/egress/kernel"
 	"github.com/moat-sandbox/moat/internal/sandbox"
+	"github.com/moat-sandbox/moat/internal/store"
 )
 
-// warm is a booted box in a closed slot that knows no template yet.
+// warm is a booted box in a closed slot. Nobody owns it yet.
 type warm struct {
 	box  sandbox.Box
 	slot kernel.Slot
+	// template has been started in the box; empty if none has.
+	template string
 }
 
 // pool keeps warm boxes ready, so that a create does not wait for a boot.
@@ -92,21 +95,56 @@ func (p *pool) drain(ctx context.Context) {
 	}
 }
 
-// take finds a box for a template: a warm one if its memory fits, else a fresh
-// one. A warm box that died while it waited is replaced.
-func (n *Node) take(ctx context.Context, limits sandbox.Limits) (warm, error) {
-	if limits.MemoryMB != n.Warm.MemoryMB {
-		return n.bootWith(ctx, limits)
+// take finds a box for a template: one in which it already runs, else an empty
+// warm one whose memory fits, else a fresh one.
+func (n *Node) take(ctx context.Context, t store.Template) (warm, error) {
+	if t.ID == n.Ahead {
+		if w, ok := n.started.take(); ok {
+			return w, nil
+		}
 	}
-	if w, ok := n.pool.take(); ok {
-		return w, nil
+	if t.Limits.MemoryMB == n.Warm.MemoryMB {
+		if w, ok := n.empty.take(); ok {
+			return w, nil
+		}
 	}
-	return n.bootWith(ctx, limits)
+	return n.boot(ctx, t.Limits)
 }
 
-func (n *Node) boot(ctx context.Context) (warm, error) { return n.bootWith(ctx, n.Warm) }
+func (n *Node) bootEmpty(ctx context.Context) (warm, error) { return n.boot(ctx, n.Warm) }
 
-func (n *Node) bootWith(ctx context.Context, limits sandbox.Limits) (warm, error) {
+// bootStarted boots a box and starts the template in it that most creates want.
+// Its guest waits, in a closed slot, to be told who it is.
+func (n *Node) bootStarted(ctx context.Context) (warm, error) {
+	t, err := n.Templates.Resolve(ctx, n.Ahead)
+	if err != nil {
+		return warm{}, err
+	}
+	w, err := n.boot(ctx, t.Limits)
+	if err != nil {
+		return warm{}, err
+	}
+	if err := n.start(ctx, &w, t); err != nil {
+		return warm{}, errors.Join(err, n.discard(context.WithoutCancel(ctx), w))
+	}
+	return w, nil
+}
+
+// start runs a template in an empty box.
+func (n *Node) start(ctx context.Context, w *warm, t store.Template) error {
+	err := w.box.Start(ctx, sandbox.StartSpec{Hostname: hostname, Root: t.Root, Guest: n.Guest, Limits: t.Limits})
+	if err != nil {
+		return fmt.Errorf("start template %s: %w", t.ID, err)
+	}
+	w.template = t.ID
+	return nil
+}
+
+// hostname is the same in every sandbox: a template may be started before the
+// sandbox has an id.
+const hostname = "moat"
+
+func (n *Node) boot(ctx context.Context, limits sandbox.Limits) (warm, error) {
 	slot, err := n.Network.Create(ctx)
 	if err != nil {
 		return warm{}, fmt.Errorf("create network slot: %w", err)
