@@ -75,7 +75,9 @@ func New(c Config) (*Server, error) {
 	if c.Log == nil || c.Path == "" || c.Root == "" {
 		return nil, errors.New("guest daemon: configuration is incomplete")
 	}
-	listener, err := net.Listen("tcp", c.Addr)
+	var listen net.ListenConfig
+	listen.SetMultipathTCP(false) // nobody speaks it on a virtual network
+	listener, err := listen.Listen(context.Background(), "tcp", c.Addr)
 	if err != nil {
 		return nil, fmt.Errorf("guest daemon: %w", err)
 	}

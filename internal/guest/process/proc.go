@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -31,6 +30,8 @@ type proc struct {
 	// sources are our ends of what the process writes to, closed when they
 	// have ended or the service closes.
 	sources []*os.File
+	// drained is when the process had ended and its output too.
+	drained time.Time // guarded by the service's mu
 }
 
 // launch starts the command and returns it with a listener that misses nothing.
@@ -54,6 +55,7 @@ func (s *Service) launch(c *command, req *pb.StartRequest, deadline time.Time) (
 	l := p.output.join()
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.prune(time.Now())
 	s.procs = append(s.procs, p)
 	if s.closed {
 		s.abandon(p)
@@ -62,7 +64,7 @@ func (s *Service) launch(c *command, req *pb.StartRequest, deadline time.Time) (
 		defer s.running.Done()
 		s.supervise(p, deadline)
 	}()
-	s.Log.Debug("process started", "pid", p.PID, "user", c.user.Name)
+	s.config.Log.Debug("process started", "pid", p.PID, "user", c.user.Name)
 	return p, l, nil
 }
 
@@ -84,10 +86,10 @@ func (s *Service) start(c *command, to *streams) (*child.Child, error) {
 			Setpgid: !to.terminal, Setsid: to.terminal, Setctty: to.terminal,
 		},
 	}
-	started, err := s.Reaper.Start(c.path, c.argv, attr)
+	started, err := s.config.Reaper.Start(c.path, c.argv, attr)
 	if err != nil && unrunnable(err) {
 		shell := c.viaShell()
-		if viaShell, failed := s.Reaper.Start(shell.path, shell.argv, attr); failed == nil {
+		if viaShell, failed := s.config.Reaper.Start(shell.path, shell.argv, attr); failed == nil {
 			return viaShell, nil
 		}
 	}
@@ -98,8 +100,8 @@ func (s *Service) start(c *command, to *streams) (*child.Child, error) {
 	return started, nil
 }
 
-// supervise reads a process's output to its end, reports how it ended, and
-// forgets it after a while. A zero deadline is none.
+// supervise reads a process's output to its end and reports how it ended. A
+// zero deadline is none.
 func (s *Service) supervise(p *proc, deadline time.Time) {
 	drained := make(chan struct{})
 	go func() {
@@ -118,13 +120,9 @@ func (s *Service) supervise(p *proc, deadline time.Time) {
 	p.input.close()
 	p.output.publish(endEvent(status))
 	<-drained
-	select {
-	case <-time.After(s.Retention):
-	case <-s.closing:
-	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.procs = slices.DeleteFunc(s.procs, func(other *proc) bool { return other == p })
+	p.drained = time.Now()
 }
 
 // await returns how the process ended; it kills the process at its deadline.
@@ -144,7 +142,7 @@ func (s *Service) await(p *proc, deadline time.Time) syscall.WaitStatus {
 }
 
 // kill ends a process. Where it cannot, that process has ended by itself.
-func (s *Service) kill(p *proc) { _ = s.Reaper.Signal(p.Child, syscall.SIGKILL) }
+func (s *Service) kill(p *proc) { _ = s.config.Reaper.Signal(p.Child, syscall.SIGKILL) }
 
 // abandon ends a process and stops reading what it leaves behind.
 func (s *Service) abandon(p *proc) {

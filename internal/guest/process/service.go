@@ -35,15 +35,17 @@ type Config struct {
 	Retention time.Duration
 }
 
+// maxEnded bounds how many ended processes are kept for those who ask late.
+const maxEnded = 256
+
 // Service implements pb.ProcessHandler.
 type Service struct {
-	Config
-	running sync.WaitGroup // one for each process in procs or about to be
-	closing chan struct{}  // closed by Close
+	config  Config
+	running sync.WaitGroup // one for each process that is read from
 
 	mu     sync.Mutex
 	closed bool
-	procs  []*proc // in order of their start, ended ones until they expire
+	procs  []*proc // in order of their start, ended ones until they are pruned
 }
 
 // New checks the configuration and returns the service.
@@ -51,15 +53,14 @@ func New(c Config) (*Service, error) {
 	if c.Sessions == nil || c.Reaper == nil || c.Log == nil || c.Path == "" || c.Retention <= 0 {
 		return nil, errors.New("process service: configuration is incomplete")
 	}
-	return &Service{Config: c, closing: make(chan struct{})}, nil
+	return &Service{config: c}, nil
 }
 
 // Close kills what runs and returns when nothing of the service is left. It
-// needs the reaper to be running, and may be called once.
+// needs the reaper to be running.
 func (s *Service) Close() {
 	s.mu.Lock()
 	s.closed = true
-	close(s.closing)
 	for _, p := range s.procs {
 		s.abandon(p)
 	}
@@ -73,11 +74,11 @@ func (s *Service) Start(ctx context.Context, req *pb.StartRequest, stream *conne
 	if err != nil {
 		return err
 	}
-	caller, err := wire.From(ctx, s.Sessions)
+	caller, err := wire.From(ctx, s.config.Sessions)
 	if err != nil {
 		return err
 	}
-	cmd, err := newCommand(caller, req.GetProcess(), s.Path)
+	cmd, err := newCommand(caller, req.GetProcess(), s.config.Path)
 	if err != nil {
 		return err
 	}
@@ -140,6 +141,7 @@ func follow(ctx context.Context, pid int, l *listener, every time.Duration, send
 func (s *Service) List(context.Context, *pb.ListRequest) (*pb.ListResponse, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.prune(time.Now())
 	res := &pb.ListResponse{}
 	for _, p := range s.procs {
 		if !p.ended() {
@@ -164,7 +166,7 @@ func (s *Service) SendSignal(_ context.Context, req *pb.SendSignalRequest) (*pb.
 	if err != nil {
 		return nil, err
 	}
-	if err := s.Reaper.Signal(p.Child, sig); errors.Is(err, child.ErrEnded) {
+	if err := s.config.Reaper.Signal(p.Child, sig); errors.Is(err, child.ErrEnded) {
 		return nil, connect.NewError(connect.CodeNotFound, fmt.Errorf("process with pid %d has ended", p.PID))
 	} else if err != nil {
 		return nil, connect.NewError(connect.CodeInternal, err)
@@ -211,6 +213,7 @@ func (s *Service) find(selector *pb.ProcessSelector, ended bool) (*proc, error) 
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.prune(time.Now())
 	var last *proc
 	for _, p := range slices.Backward(s.procs) {
 		if !matches(p) {
@@ -227,4 +230,18 @@ func (s *Service) find(selector *pb.ProcessSelector, ended bool) (*proc, error) 
 		return nil, connect.NewError(connect.CodeNotFound, missing)
 	}
 	return last, nil
+}
+
+// prune forgets processes that ended too long ago, or that are too many. The
+// caller holds the lock.
+func (s *Service) prune(now time.Time) {
+	ended := 0
+	for i, p := range slices.Backward(s.procs) {
+		if p.drained.IsZero() {
+			continue
+		}
+		if ended++; ended > maxEnded || now.Sub(p.drained) > s.config.Retention {
+			s.procs = slices.Delete(s.procs, i, i+1)
+		}
+	}
 }

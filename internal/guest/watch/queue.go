@@ -109,9 +109,9 @@ func (w *Watcher) record(wd int32, mask uint32, name string) {
 	}
 	if name == "" {
 		// The parent tells the rest; the watched directory has no parent here.
-		if dir == w.Dir && mask&unix.IN_DELETE_SELF != 0 {
+		if dir == w.config.Dir && mask&unix.IN_DELETE_SELF != 0 {
 			w.report(dir, Remove)
-		} else if dir == w.Dir && mask&unix.IN_MOVE_SELF != 0 {
+		} else if dir == w.config.Dir && mask&unix.IN_MOVE_SELF != 0 {
 			w.report(dir, Rename)
 		}
 		return
@@ -144,10 +144,10 @@ func (w *Watcher) appeared(path string, isDir bool) {
 		return
 	}
 	w.report(path, Create)
-	if !isDir || !w.Recursive {
+	if !isDir || !w.config.Recursive {
 		return
 	}
-	err := w.User.Do(func() error {
+	err := w.config.User.Do(func() error {
 		if err := w.add(path); err != nil {
 			return err
 		}
@@ -166,7 +166,7 @@ func (w *Watcher) report(path string, kind Kind) {
 		w.fail(ErrOverflow)
 		return
 	}
-	name, err := filepath.Rel(w.Dir, path)
+	name, err := filepath.Rel(w.config.Dir, path)
 	if err != nil {
 		name = path
 	}

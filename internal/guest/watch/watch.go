@@ -62,10 +62,10 @@ type Config struct {
 
 // Watcher watches one directory until it is closed.
 type Watcher struct {
-	Config
-	queue *os.File // inotify's
-	ready chan struct{}
-	done  chan struct{} // closed when the reading goroutine has ended
+	config Config
+	queue  *os.File // inotify's
+	ready  chan struct{}
+	done   chan struct{} // closed when the reading goroutine has ended
 
 	mu      sync.Mutex // guards the kernel's queue being read, and what follows
 	dirs    map[int32]string
@@ -86,7 +86,7 @@ func New(c Config) (*Watcher, error) {
 		return nil, fmt.Errorf("watch %s: %w", c.Dir, err)
 	}
 	w := &Watcher{
-		Config:    c,
+		config:    c,
 		queue:     os.NewFile(uintptr(fd), "inotify"),
 		ready:     make(chan struct{}, 1),
 		done:      make(chan struct{}),
@@ -126,23 +126,23 @@ func (w *Watcher) Take() ([]Event, error) {
 
 // begin checks the directory and adds the first watches, as the user.
 func (w *Watcher) begin() error {
-	info, err := os.Stat(w.Dir)
+	info, err := os.Stat(w.config.Dir)
 	if err != nil {
 		return err
 	}
 	if !info.IsDir() {
-		return &os.PathError{Op: "watch", Path: w.Dir, Err: unix.ENOTDIR}
+		return &os.PathError{Op: "watch", Path: w.config.Dir, Err: unix.ENOTDIR}
 	}
-	if remote, err := onNetwork(w.Dir); err != nil {
+	if remote, err := onNetwork(w.config.Dir); err != nil {
 		return err
-	} else if remote && !w.NetworkMounts {
-		return fmt.Errorf("watch %s: %w", w.Dir, ErrNetworkMount)
+	} else if remote && !w.config.NetworkMounts {
+		return fmt.Errorf("watch %s: %w", w.config.Dir, ErrNetworkMount)
 	}
-	if err := w.add(w.Dir); err != nil {
+	if err := w.add(w.config.Dir); err != nil {
 		return err
 	}
-	if w.Recursive {
-		return w.addBelow(w.Dir, func(string) {})
+	if w.config.Recursive {
+		return w.addBelow(w.config.Dir, func(string) {})
 	}
 	return nil
 }
@@ -163,7 +163,7 @@ func onNetwork(path string) (bool, error) {
 // add watches one directory.
 func (w *Watcher) add(dir string) error {
 	mask := uint32(interest)
-	if dir != w.Dir {
+	if dir != w.config.Dir {
 		mask |= unix.IN_DONT_FOLLOW
 	}
 	wd, err := unix.InotifyAddWatch(int(w.queue.Fd()), dir, mask)

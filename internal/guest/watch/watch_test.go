@@ -52,7 +52,7 @@ func (w *tree) do(errs ...error) {
 	}
 }
 
-func (w *tree) path(name string) string { return filepath.Join(w.Dir, name) }
+func (w *tree) path(name string) string { return filepath.Join(w.config.Dir, name) }
 
 // expect compares what is there to take at once.
 func (w *tree) expect(want string) {
@@ -64,7 +64,7 @@ func (w *tree) expect(want string) {
 	names := map[Kind]string{Create: "create", Rename: "rename", Chmod: "chmod", Write: "write", Remove: "remove"}
 	var got []string
 	for _, e := range events {
-		if e.Path != filepath.Join(w.Dir, e.Name) {
+		if e.Path != filepath.Join(w.config.Dir, e.Name) {
 			w.t.Errorf("event %+v", e)
 		}
 		got = append(got, names[e.Kind]+" "+e.Name)
@@ -87,7 +87,7 @@ func TestEventsOfOneDirectory(t *testing.T) {
 	w.expect("remove g")
 	w.do(os.Mkdir(w.path("d"), 0o755), os.WriteFile(w.path("d/unseen"), nil, 0o644))
 	w.expect("create d")
-	w.do(os.RemoveAll(w.Dir))
+	w.do(os.RemoveAll(w.config.Dir))
 	w.expect("remove d, remove .")
 }
 
