@@ -136,11 +136,18 @@ func (p *Process) release(err error) (cut bool) {
 	return cut
 }
 
+// streamError says why a stream ended before the command did: a refusal, or else
+// a sandbox or a server that is gone.
 func streamError(stream *connect.ServerStreamForClient[process.StartResponse]) error {
-	if err := stream.Err(); err != nil {
+	err := stream.Err()
+	var refused *Error
+	switch {
+	case err == nil:
+		err = io.ErrUnexpectedEOF
+	case connect.IsWireError(err), errors.As(err, &refused):
 		return err
 	}
-	return io.ErrUnexpectedEOF
+	return wrap("connection to the sandbox lost", err)
 }
 
 // Resize tells the command's terminal its new size.
