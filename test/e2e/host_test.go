@@ -45,7 +45,7 @@ func TestNothingOfTheHostIsVisible(t *testing.T) {
 		"a file of that name":          "find / -name '*" + canary + "*' -not -path '/proc/*' 2>/dev/null",
 		"a file with that content":     "grep -rls " + canary + " /etc /root /home /var /srv /opt /run /tmp /mnt /boot 2>/dev/null | grep -v ^/tmp/own",
 		"an environment with it":       "cat /proc/[0-9]*/environ 2>/dev/null | tr '\\0' '\\n' | grep " + canary,
-		"a process of the host":        "cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -e 'moat serve' -e 'runsc'",
+		"a process of the host":        "cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -e '[m]oat serve' -e '[r]unsc'",
 		"a mount that names the host":  "cat /proc/mounts | grep -e " + s.DataDir + " -e canary",
 		"keys of the host":             "ls /etc/ssh/ssh_host_* /etc/ssl/private/* /etc/machine-id 2>/dev/null | grep -v /etc/machine-id",
 		"something in another's home":  "ls -A /root /home | grep -v -e '^/' -e '^user$' -e '^$' -e bash -e profile",

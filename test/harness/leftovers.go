@@ -3,6 +3,7 @@ package harness
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -33,6 +34,22 @@ func (s *Server) inventory() ([]string, error) {
 		}
 	}
 	return lines, nil
+}
+
+// removeGroups removes the empty control groups of sandboxes that ended with the
+// laboratory: the machine's hierarchy is the one thing that outlives it.
+func (s *Server) removeGroups() error {
+	var errs []error
+	for _, pattern := range []string{filepath.Join(s.groupName(), "*"), s.groupName()} {
+		groups, err := filepath.Glob(filepath.Join(cgroupRoot, "*", pattern))
+		errs = append(errs, err)
+		for _, path := range groups {
+			if info, err := os.Stat(path); err == nil && info.IsDir() {
+				errs = append(errs, os.Remove(path))
+			}
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // groupName is the name under which this server's control groups are: the

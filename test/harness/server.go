@@ -312,6 +312,9 @@ func (s *Server) cleanup() {
 	if err := s.Lab.Close(); err != nil {
 		s.tb.Errorf("close the lab: %v", err)
 	}
+	if err := s.removeGroups(); err != nil {
+		s.tb.Errorf("remove control groups: %v", err)
+	}
 }
 
 // output collects what a process writes.

@@ -300,7 +300,8 @@ export function flow(name, sdk) {
         assert.equal(await box.isRunning(), false)
         const answer = await fetch(`${scheme}://${box.getHost(3000)}`)
         assert.equal(answer.status, 502)
-        assert.deepEqual(await answer.json(), { sandboxId: box.sandboxId, message: 'The sandbox was not found', code: 502 })
+        const { sandboxId, message, code } = await answer.json()
+        assert.deepEqual({ sandboxId, message, code }, { sandboxId: box.sandboxId, message: 'The sandbox was not found', code: 502 })
         await assert.rejects(Sandbox.connect(box.sandboxId), /not found|doesn't exist/)
       })
 
