@@ -100,6 +100,19 @@ func TestOperatorRoutesAreNotPublic(t *testing.T) {
 	}
 }
 
+// TestOperatorKeyCounts: a key that is sent on the operator's socket must be
+// right, on every route.
+func TestOperatorKeyCounts(t *testing.T) {
+	r := newRig(t)
+	for _, route := range operatorRoutes {
+		method, path, _ := strings.Cut(route.pattern, " ")
+		r.sendTo(r.operator, "e2b_00", method, filled(path), `{"names":["x"],"dir":"/x"}`).want(http.StatusUnauthorized)
+	}
+	if len(r.templates.added)+len(r.templates.removed) > 0 {
+		t.Error("a wrong key changed the templates")
+	}
+}
+
 func TestIsKey(t *testing.T) {
 	r := newRig(t)
 	for value, want := range map[string]bool{keyA: true, keyB: true, keyA + "a": false, "": false, "e2b_00": false, secret.Hash(keyA): false} {

@@ -46,24 +46,19 @@ func (c *call) readBody() ([]byte, error) {
 	case err != nil:
 		return nil, badRequest("Request body could not be read: %v", err)
 	}
-	c.setBodyDeadline(time.Time{})
 	return raw, nil
 }
 
 // limitBody gives the body, if there is one, a deadline to arrive by. Where
 // nobody reads it the server itself does, before it answers: a request without
-// a key must not hold a connection for ever. The deadline is lifted only by
-// reading the whole body.
+// a key must not hold a connection for ever. Once the whole body has come
+// net/http lifts the deadline.
 func (c *call) limitBody() {
-	if c.r.Body != http.NoBody {
-		c.setBodyDeadline(time.Now().Add(c.bodyTimeout))
+	if c.r.Body == http.NoBody {
+		return
 	}
-}
-
-// setBodyDeadline leaves a connection that knows no deadlines as it is: only
-// test recorders are such.
-func (c *call) setBodyDeadline(t time.Time) {
-	if err := http.NewResponseController(c.w).SetReadDeadline(t); err != nil && !errors.Is(err, http.ErrNotSupported) {
+	err := http.NewResponseController(c.w).SetReadDeadline(time.Now().Add(c.bodyTimeout))
+	if err != nil && !errors.Is(err, http.ErrNotSupported) { // test recorders know no deadlines
 		c.Logger.Debug("set deadline of request body", "error", err)
 	}
 }

@@ -40,7 +40,7 @@ func parseCursor(token string) (cursor, error) {
 	micros, id, _ := strings.Cut(string(raw), ".")
 	n, err := strconv.ParseInt(micros, 10, 64)
 	c := cursor{micros: n, id: id}
-	if _, valid := shortID(id); err != nil || !valid || c.String() != token {
+	if short, _ := shortID(id); err != nil || id == "" || short != id || c.String() != token {
 		return cursor{}, badRequest("Invalid next token")
 	}
 	if at := time.UnixMicro(n).Unix(); at < 0 || at > maxUnix {

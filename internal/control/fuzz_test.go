@@ -1,6 +1,7 @@
 package control
 
 import (
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -95,6 +96,9 @@ func FuzzNextToken(f *testing.F) {
 	f.Add("")
 	f.Add("MTIz")
 	f.Add("nonsense")
+	for _, raw := range []string{"007.iabc", "+7.iabc", "7.iabc-x", "7.", ".iabc", "-1.iabc", "9223372036854775807.iabc"} {
+		f.Add(base64.RawURLEncoding.EncodeToString([]byte(raw)))
+	}
 	f.Fuzz(func(t *testing.T, token string) {
 		c, err := parseCursor(token)
 		if err != nil {

@@ -23,7 +23,7 @@ type filter struct {
 
 func (f filter) takes(s store.Sandbox) bool {
 	return s.State == sandbox.Running && slices.Contains(f.states, api.StateRunning) &&
-		!s.StartedAt.Truncate(time.Microsecond).Before(f.startedAfter) &&
+		!s.StartedAt.Before(f.startedAfter) &&
 		matches(s.Metadata, f.metadata) && f.template(s)
 }
 

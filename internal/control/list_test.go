@@ -139,8 +139,11 @@ func TestStartedAfterAcceptsWhatWasShown(t *testing.T) {
 	r := newRig(t)
 	r.put(1, func(_ int, s *store.Sandbox) { s.StartedAt = epoch.Add(123456789) })
 	shown := decodeAs[[]api.ListedSandbox](r.send(keyA, "GET", "/v2/sandboxes", ""))[0].StartedAt
-	if ids, _ := r.list("/v2/sandboxes", url.Values{"startedAfter": {shown.Format(time.RFC3339Nano)}}); len(ids) != 1 {
-		t.Errorf("startedAfter=%v does not list the sandbox that started then", shown)
+	for later, want := range map[time.Duration]int{0: 1, 999: 1, 1000: 0} {
+		at := shown.Add(later).Format(time.RFC3339Nano)
+		if ids, _ := r.list("/v2/sandboxes", url.Values{"startedAfter": {at}}); len(ids) != want {
+			t.Errorf("startedAfter=%s lists %d sandboxes, want %d", at, len(ids), want)
+		}
 	}
 }
 

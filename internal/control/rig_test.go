@@ -201,13 +201,20 @@ func (r *rig) change(id string, edit func(*store.Sandbox)) {
 type engine struct {
 	store store.Store
 
-	mu               sync.Mutex
-	specs            []sandbox.Spec
-	fails            error // what every call returns, when set
-	samples          map[string][]sandbox.Sample
-	spans            [][2]time.Time // of Samples
-	onKill, onCreate func(context.Context)
-	crash            bool // Count panics
+	mu      sync.Mutex
+	specs   []sandbox.Spec
+	fails   error // what every call returns, when set
+	samples map[string][]sandbox.Sample
+	spans   [][2]time.Time        // of Samples
+	hook    func(context.Context) // called by what may take long
+	crash   bool                  // Count panics
+}
+
+// linger is called by what may take long.
+func (e *engine) linger(ctx context.Context) {
+	if e.hook != nil {
+		e.hook(ctx)
+	}
 }
 
 func (e *engine) failure() error {
@@ -223,9 +230,7 @@ func (e *engine) Create(ctx context.Context, spec sandbox.Spec) (store.Sandbox, 
 	if err := e.failure(); err != nil {
 		return store.Sandbox{}, err
 	}
-	if e.onCreate != nil {
-		e.onCreate(ctx)
-	}
+	e.linger(ctx)
 	now := time.Now().UTC()
 	record := store.Sandbox{
 		ID: sandbox.NewID(), Team: spec.Team, TemplateID: "t1", State: sandbox.Running,
@@ -243,9 +248,7 @@ func (e *engine) Kill(ctx context.Context, id string) error {
 	if err := e.failure(); err != nil {
 		return err
 	}
-	if e.onKill != nil {
-		e.onKill(ctx)
-	}
+	e.linger(ctx)
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -276,7 +279,8 @@ func (e *engine) SetNetwork(ctx context.Context, id string, doc policy.Document,
 	return sandbox.Receipt{Generation: record.Generation, Cut: 3}, err
 }
 
-func (e *engine) Samples(_ context.Context, id string, from, to time.Time) ([]sandbox.Sample, error) {
+func (e *engine) Samples(ctx context.Context, id string, from, to time.Time) ([]sandbox.Sample, error) {
+	e.linger(ctx)
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.spans = append(e.spans, [2]time.Time{from, to})

@@ -176,9 +176,10 @@ func TestBodyDeadlineEndsWithTheBody(t *testing.T) {
 		case <-time.After(4 * r.api.bodyTimeout):
 		}
 	}
-	r.engine.onCreate, r.engine.onKill = wait, wait
+	r.engine.hook = wait
 	id := r.create(keyA, "").SandboxID
-	r.send(keyA, "DELETE", "/sandboxes/"+id, "").want(http.StatusNoContent)
+	r.engine.samples[id] = nil
+	r.send(keyA, "GET", "/sandboxes/"+id+"/metrics", "").want(http.StatusOK)
 }
 
 // TestErrors: every error the engine may return has one answer.

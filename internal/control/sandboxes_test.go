@@ -122,7 +122,7 @@ func TestKillOutlivesTheClient(t *testing.T) {
 	r := newRig(t)
 	id := r.create(keyA, "").SandboxID
 	killing, stopped := make(chan struct{}), make(chan error, 1)
-	r.engine.onKill = func(ctx context.Context) {
+	r.engine.hook = func(ctx context.Context) {
 		close(killing)
 		select {
 		case <-ctx.Done(): // would stop it
