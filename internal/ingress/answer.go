@@ -23,7 +23,7 @@ func (a *answer) Unwrap() http.ResponseWriter { return a.ResponseWriter }
 
 // WriteHeader implements http.ResponseWriter.
 func (a *answer) WriteHeader(status int) {
-	if status >= http.StatusOK || status == http.StatusSwitchingProtocols {
+	if status >= http.StatusOK {
 		// net/http guesses a type for answers that name none. The app's
 		// silence may be deliberate.
 		if h := a.Header(); len(h["Content-Type"]) == 0 {

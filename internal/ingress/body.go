@@ -43,6 +43,9 @@ func (x *exchange) linger(r *http.Request) {
 		return
 	}
 	control := http.NewResponseController(x.answer.ResponseWriter)
+	if control.Flush() != nil {
+		return // the client has gone
+	}
 	buf := x.in.buffers.Get()
 	defer x.in.buffers.Put(buf)
 	for end := time.Now().Add(lingerTime); time.Now().Before(end); {

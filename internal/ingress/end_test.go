@@ -8,8 +8,10 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -116,12 +118,22 @@ func TestEndResetsWebSockets(t *testing.T) {
 func TestEndFreesStalledClients(t *testing.T) {
 	w := newWorld(t)
 	w.each(t, func(t *testing.T, c client) {
-		left := make(chan struct{})
+		var sent atomic.Int64
 		b := w.serve(func(rw http.ResponseWriter, r *http.Request) {
-			defer close(left)
-			io.Copy(rw, zeros{})
+			chunk := make([]byte, 64<<10)
+			for n, err := rw.Write(chunk); err == nil; n, err = rw.Write(chunk) {
+				sent.Add(int64(n))
+			}
 		})
 		c.get(t, b.host(), "/") // and read nothing
+		before := int64(-1)
+		eventually(t, "everything is full", func() bool {
+			now := sent.Load()
+			full := now > 0 && now == before
+			before = now
+			time.Sleep(100 * time.Millisecond)
+			return full
+		})
 		up := w.upstreamOf(t, b)
 		w.ended(b)
 		eventually(t, "the exchange is over", func() bool {
@@ -129,8 +141,29 @@ func TestEndFreesStalledClients(t *testing.T) {
 			defer up.mu.Unlock()
 			return len(up.answers) == 0
 		})
-		<-left
 	})
+}
+
+// A connection that comes about while its sandbox ends is not kept.
+func TestLateConnection(t *testing.T) {
+	ln := listen(t, "127.0.0.1:0")
+	near, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	far, err := ln.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer far.Close()
+	up := newUpstream(netip.IPv6Loopback())
+	up.end()
+	if conn, err := up.adopt(near.(*net.TCPConn)); !errors.Is(err, errEnded) {
+		t.Errorf("got %v, %v", conn, err)
+	}
+	if _, err := far.Read(make([]byte, 1)); !isReset(err) {
+		t.Errorf("the other side got %v", err)
+	}
 }
 
 func (w *world) upstreamOf(t *testing.T, b *box) *upstream {

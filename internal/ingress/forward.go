@@ -35,15 +35,15 @@ func (in *Ingress) forward(w http.ResponseWriter, r *http.Request, up *upstream,
 		// net/http's HTTP/1 server can do it.
 		_ = http.NewResponseController(w).EnableFullDuplex()
 	}
+	broken := true // unless the end is reached: the proxy panics when an answer breaks
 	defer func() {
-		if broken := recover(); broken != nil {
+		if broken {
 			x.answer.abandon(r)
-			panic(broken) // for the server, which ends the stream
 		}
 	}()
 	proxy := httputil.ReverseProxy{
 		Rewrite:       x.rewrite,
-		Transport:     up.transport,
+		Transport:     up,
 		FlushInterval: -1, // at once
 		BufferPool:    &in.buffers,
 		ErrorHandler:  x.fail,
@@ -51,6 +51,7 @@ func (in *Ingress) forward(w http.ResponseWriter, r *http.Request, up *upstream,
 	}
 	proxy.ServeHTTP(x.answer, r)
 	x.linger(r)
+	broken = false
 	return nil
 }
 

@@ -125,6 +125,37 @@ func TestEarlyAnswer(t *testing.T) {
 	})
 }
 
+// An early answer reaches a client that goes on sending, before it pauses.
+func TestEarlyAnswerIsNotHeldBack(t *testing.T) {
+	w := newWorld(t)
+	b := w.serve(func(rw http.ResponseWriter, r *http.Request) { rw.WriteHeader(http.StatusNoContent) })
+	conn, err := net.Dial("tcp", w.plain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	fmt.Fprintf(conn, "POST / HTTP/1.1\r\nHost: %s\r\nContent-Length: 1000000\r\n\r\n", b.host())
+	answered := make(chan struct{})
+	go func() {
+		defer close(answered)
+		if resp, err := http.ReadResponse(bufio.NewReader(conn), nil); err != nil || resp.StatusCode != http.StatusNoContent {
+			t.Errorf("got %v, %v", resp, err)
+		}
+	}()
+	tick := time.NewTicker(lingerPause / 5)
+	defer tick.Stop()
+	for end := time.After(lingerTime / 2); ; {
+		select {
+		case <-answered:
+			return
+		case <-end:
+			t.Fatal("no answer while the client sends")
+		case <-tick.C:
+			io.WriteString(conn, "x")
+		}
+	}
+}
+
 type zeros struct{}
 
 func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"strings"
 	"sync"
 	"time"
 )
@@ -19,9 +20,10 @@ var (
 // upstream is the way into one life of one sandbox. It owns every connection
 // to the sandbox and knows every answer that is under way; end cuts them all.
 type upstream struct {
-	addr      netip.Addr
-	dialer    net.Dialer
-	transport *http.Transport
+	addr   netip.Addr
+	dialer net.Dialer
+	http1  *http.Transport
+	http2  *http.Transport
 	// life ends with the upstream; dials under way stop with it.
 	life   context.Context
 	cancel context.CancelFunc
@@ -51,18 +53,36 @@ func newUpstream(addr netip.Addr) *upstream {
 		conns:   make(map[*upstreamConn]struct{}),
 		answers: make(map[*answer]struct{}),
 	}
-	var http1 http.Protocols
-	http1.SetHTTP1(true)
-	up.transport = &http.Transport{
+	up.http1, up.http2 = up.newTransport(), up.newTransport()
+	up.http1.Protocols.SetHTTP1(true)
+	up.http2.Protocols.SetUnencryptedHTTP2(true)
+	return up
+}
+
+func (up *upstream) newTransport() *http.Transport {
+	return &http.Transport{
 		DialContext:            up.dial,
-		Protocols:              &http1,
+		Protocols:              new(http.Protocols),
 		DisableCompression:     true,
 		MaxIdleConnsPerHost:    idlePerPort,
 		IdleConnTimeout:        idleTimeout,
 		ExpectContinueTimeout:  continueTimeout,
 		MaxResponseHeaderBytes: maxAnswerHeader,
 	}
-	return up
+}
+
+// RoundTrip implements http.RoundTripper. Apps are spoken to in HTTP/1.1, which
+// all understand; only gRPC cannot do without HTTP/2.
+func (up *upstream) RoundTrip(r *http.Request) (*http.Response, error) {
+	if isGRPC(r) {
+		return up.http2.RoundTrip(r)
+	}
+	return up.http1.RoundTrip(r)
+}
+
+func isGRPC(r *http.Request) bool {
+	kind, ok := strings.CutPrefix(r.Header.Get("Content-Type"), "application/grpc")
+	return r.ProtoMajor == 2 && ok && (kind == "" || kind[0] == '+' || kind[0] == ';')
 }
 
 // upstream returns the way into a target, making it on first use.
