@@ -110,8 +110,8 @@ func (c *call) byTemplate(ref string) (func(store.Sandbox) bool, error) {
 	case strings.ContainsRune(ref, ':'):
 		return nil, badRequest("template must be an id or a name without a tag, got %q", clip(ref))
 	}
-	template, err := c.Templates.Resolve(c.r.Context(), ref)
-	if err != nil && !errors.Is(err, sandbox.ErrTemplateNotFound) {
+	template, err := c.Store.Template(c.r.Context(), ref) // also one that is damaged by now
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
 		return nil, err
 	}
 	return func(s store.Sandbox) bool {

@@ -57,6 +57,9 @@ func newRig(t *testing.T, adjust ...func(*Config)) *rig {
 			t.Fatal(err)
 		}
 	}
+	if err := records.PutTemplate(t.Context(), baseTemplate); err != nil {
+		t.Fatal(err)
+	}
 	config := Config{
 		Store: records, Engine: r.engine, Templates: r.templates,
 		CheckNetwork: func(d policy.Document) error { _, err := policy.Parse(d, policy.Options{}); return err },
