@@ -56,7 +56,6 @@ func (c *cli) printReport(report app.Report) error {
 	for _, f := range report.Findings {
 		t.row(string(f.Level), f.Subject, f.Detail)
 	}
-	t.row("", "isolation", report.Isolation)
 	return t.flush()
 }
 
@@ -74,7 +73,7 @@ func findServer(ctx context.Context, dataDir string) app.Finding {
 	if err == nil {
 		defer running.Close()
 		health, failed := running.Health(ctx)
-		finding.Detail, err = "running with "+strconv.Itoa(health.Sandboxes)+" sandboxes", failed
+		finding.Detail, err = "running, sandboxes: "+strconv.Itoa(health.Sandboxes), failed
 	}
 	if err != nil {
 		finding.Level, finding.Detail = app.Warn, "does not answer: "+oneLine(err)

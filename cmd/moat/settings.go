@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -50,7 +51,7 @@ func newSettings(flags *pflag.FlagSet) *settings {
 	}
 
 	text(&s.DataDir, "data-dir", defaultDataDir, "`directory` for all state and the operator's socket", parseText)
-	text(&s.Domain, "domain", "moat.localhost", "`name` below which sandboxes are reached as PORT-ID.NAME", parseDomain)
+	text(&s.Domain, "domain", "", "`name` below which sandboxes are reached as PORT-ID.NAME (default: moat.localhost and the port)", parseDomain)
 	text(&s.HTTP, "http", defaultHTTP, "`address` for plain HTTP; empty for none", parseListen)
 	text(&s.HTTPS, "https", "", "`address` for HTTPS; needs --tls-cert and --tls-key", parseListen)
 	text(&s.TLSCert, "tls-cert", "", "PEM `file` with the certificate chain for HTTPS", parseText)
@@ -160,6 +161,9 @@ func (s *settings) check() error {
 	if s.HTTP == "" && s.HTTPS == "" {
 		return errors.New("--http and --https: one of them must name an address")
 	}
+	if s.Domain == "" {
+		s.Domain = localDomain(s.HTTP, s.HTTPS)
+	}
 	if err := s.checkTLS(); err != nil {
 		return err
 	}
@@ -173,6 +177,21 @@ func (s *settings) check() error {
 		}
 	}
 	return nil
+}
+
+// localDomain is a name that means this machine, with the port that a client
+// has to write. A port that the system will choose is not known yet.
+func localDomain(http, https string) string {
+	const name = "moat.localhost"
+	address, usual := http, "80"
+	if address == "" {
+		address, usual = https, "443"
+	}
+	_, port, err := net.SplitHostPort(address)
+	if err != nil || port == usual || port == "0" {
+		return name
+	}
+	return net.JoinHostPort(name, port)
 }
 
 func (s *settings) checkTLS() error {

@@ -59,7 +59,7 @@ var layers = []layered{
 	{flag: "data-dir", read: func(c app.Config) any { return c.DataDir },
 		values: [3]string{"/f", "/e", "/y"}, want: [4]any{"/f", "/e", "/y", "/var/lib/moat"}},
 	{flag: "domain", read: func(c app.Config) any { return c.Domain },
-		values: [3]string{"f.test", "e.test:8443", "y.test"}, want: [4]any{"f.test", "e.test:8443", "y.test", "moat.localhost"}},
+		values: [3]string{"f.test", "e.test:8443", "y.test"}, want: [4]any{"f.test", "e.test:8443", "y.test", "moat.localhost:6628"}},
 	{flag: "http", read: func(c app.Config) any { return c.HTTP },
 		values: [3]string{":1", "[::1]:2", "localhost:0"}, want: [4]any{":1", "[::1]:2", "localhost:0", "127.0.0.1:6628"}},
 	{flag: "isolation", read: func(c app.Config) any { return c.Isolation },
@@ -157,6 +157,28 @@ func TestRepeatedFlagsAddUp(t *testing.T) {
 	}
 }
 
+// Without a domain, sandboxes have one that leads to this machine.
+func TestDomainFollowsThePort(t *testing.T) {
+	cert, key := writePair(t)
+	tls := []string{"--tls-cert", cert, "--tls-key", key}
+	for _, c := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"--http", ":80"}, "moat.localhost"},
+		{[]string{"--http", "127.0.0.1:0"}, "moat.localhost"},
+		{[]string{"--http", "[::1]:81"}, "moat.localhost:81"},
+		{append(tls, "--http", "", "--https", ":443"), "moat.localhost"},
+		{append(tls, "--http", "", "--https", ":444"), "moat.localhost:444"},
+		{append(tls, "--http", ":81", "--https", ":443"), "moat.localhost:81"},
+		{[]string{"--http", ":81", "--domain", "e2b.test"}, "e2b.test"},
+	} {
+		if config, _, stderr := serveWith(t, nil, c.args...); config.Domain != c.want {
+			t.Errorf("%q: got %q, want %q; stderr %q", c.args, config.Domain, c.want, stderr)
+		}
+	}
+}
+
 func TestConfigFileMayBeNamedByVariable(t *testing.T) {
 	config, _, stderr := serveWith(t, map[string]string{"MOAT_CONFIG": configFile(t, "pool: 9")})
 	if config.Pool != 9 || stderr != "" {
@@ -180,6 +202,7 @@ func TestBadSettingsAreNamed(t *testing.T) {
 		{args: []string{"--upstream-dns", "dns.test"}, want: `"dns.test" is neither an address nor address:port`},
 		{args: []string{"--upstream-dns", "1.1.1.1,,8.8.8.8"}, want: `"" is neither an address`},
 		{args: []string{"--upstream-dns", "1.1.1.1:0"}, want: `"1.1.1.1:0" is neither`},
+		{args: []string{"--domain", ""}, want: `"" is not a domain name`},
 		{args: []string{"--domain", "Moat.test"}, want: `"Moat.test" is not a domain name`},
 		{args: []string{"--domain", "10.0.0.1"}, want: `"10.0.0.1" is not a domain name`},
 		{args: []string{"--domain", "a..b"}, want: `"a..b" is not a domain name`},

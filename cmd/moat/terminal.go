@@ -48,10 +48,15 @@ func (c *cli) runInTerminal(ctx context.Context, box *client.Sandbox, command cl
 	return exit, err
 }
 
+// terminalSize reads a terminal's size. Those that know none, such as serial
+// lines, get the classic one.
 func terminalSize(in *os.File) (*client.Size, error) {
 	cols, rows, err := term.GetSize(int(in.Fd()))
 	if err != nil {
 		return nil, fmt.Errorf("read terminal size: %w", err)
+	}
+	if cols == 0 || rows == 0 {
+		cols, rows = 80, 24
 	}
 	return &client.Size{Cols: cols, Rows: rows}, nil
 }

@@ -179,6 +179,18 @@ func TestTerminalIsUsable(t *testing.T) {
 	p.getsUp(3)
 }
 
+func TestTerminalWithoutASize(t *testing.T) {
+	keys, tty, err := pty.Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer keys.Close()
+	defer tty.Close()
+	if size, err := terminalSize(tty); err != nil || *size != (client.Size{Cols: 80, Rows: 24}) {
+		t.Errorf("got %v, %v", size, err)
+	}
+}
+
 func TestTerminalIsPutBack(t *testing.T) {
 	server := startServer(t, t.TempDir())
 	c, id := operatorOf(t, server)
