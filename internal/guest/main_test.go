@@ -3,6 +3,7 @@ package guest
 import (
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -33,6 +34,10 @@ func TestMain(m *testing.M) {
 func serveAsInit(root string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
+	go func() {
+		_, _ = io.Copy(io.Discard, os.Stdin) // ends with the test's process
+		stop()
+	}()
 	s, err := New(Config{Addr: "127.0.0.1:0", Init: os.Getpid() == 1, Path: testPath, Root: root, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		return err
@@ -50,10 +55,17 @@ func serveAsInit(root string) error {
 func asProcess1(t *testing.T) (*daemon, *exec.Cmd) {
 	t.Helper()
 	d := &daemon{t: t, root: t.TempDir()}
-	cmd := exec.Command("/proc/self/exe")
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(self)
 	cmd.Env = []string{asInit + "=" + d.root}
 	cmd.Stderr = os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID, Pdeathsig: syscall.SIGKILL}
+	if _, err := cmd.StdinPipe(); err != nil { // open as long as we live
+		t.Fatal(err)
+	}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

@@ -29,7 +29,7 @@ func TestTokens(t *testing.T) {
 
 func TestNothingPrintsTheToken(t *testing.T) {
 	s := NewSettings("very-secret", "user", "/", map[string]string{"A": "B"})
-	asJSON, err := json.Marshal(s)
+	asJSON, err := json.Marshal(map[string]any{"settings": s})
 	if err != nil {
 		t.Fatal(err)
 	}

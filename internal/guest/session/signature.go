@@ -62,10 +62,10 @@ func (s *Settings) Verify(header string, query url.Values, op Operation, now tim
 	return nil
 }
 
-// sign is version 1 of the signature. Its parts are joined by colons, so a
-// path with colons could be read in two ways; the operation in second place
-// and a token that callers cannot choose keep one reading from passing for the
-// other only as long as user names have no colon, which users files exclude.
+// sign is version 1 of the signature. Colons join the parts, so a path that has
+// colons could be read in two ways. Only the last part, the token or the time
+// after it, is beyond the caller; the other reading would need a user whose
+// name has a colon, and users files cannot hold one.
 func sign(parts []string) string {
 	sum := sha256.Sum256([]byte(strings.Join(parts, ":")))
 	return "v1_" + base64.RawStdEncoding.EncodeToString(sum[:])

@@ -160,8 +160,16 @@ func onNetwork(path string) (bool, error) {
 	return false, nil
 }
 
-// add watches one directory.
+// add watches one directory, which the calling thread's user must be allowed
+// to read. Linux checks that itself; gVisor does not.
 func (w *Watcher) add(dir string) error {
+	readable, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	if err := readable.Close(); err != nil {
+		return err
+	}
 	mask := uint32(interest)
 	if dir != w.config.Dir {
 		mask |= unix.IN_DONT_FOLLOW
