@@ -23,6 +23,9 @@ func (a *answer) Unwrap() http.ResponseWriter { return a.ResponseWriter }
 
 // WriteHeader implements http.ResponseWriter.
 func (a *answer) WriteHeader(status int) {
+	if status == http.StatusContinue {
+		return // net/http says it as soon as the body is read, which is now
+	}
 	if status >= http.StatusOK {
 		// net/http guesses a type for answers that name none. The app's
 		// silence may be deliberate.
