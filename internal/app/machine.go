@@ -14,6 +14,7 @@ import (
 	"github.com/moat-sandbox/moat/internal/policy"
 	"github.com/moat-sandbox/moat/internal/sandbox"
 	"github.com/moat-sandbox/moat/internal/sandbox/gvisor"
+	"github.com/moat-sandbox/moat/internal/sandbox/namespaces"
 	"github.com/moat-sandbox/moat/internal/secret"
 	"github.com/moat-sandbox/moat/internal/store"
 	"github.com/moat-sandbox/moat/internal/template"
@@ -106,7 +107,7 @@ func newRuntime(c Config, instance string) (sandbox.Runtime, error) {
 	case GVisor:
 		return gvisor.New(gvisor.Config{Root: root, Instance: instance, Logger: c.Logger})
 	case Namespaces:
-		return nil, errors.New("isolation namespaces is not part of this build")
+		return namespaces.New(namespaces.Config{Root: root, Instance: instance, Logger: c.Logger})
 	default:
 		return nil, fmt.Errorf("isolation %q is unknown", c.Isolation)
 	}
