@@ -56,7 +56,7 @@ benchmarks:          bench/... -> test/harness internal/... api/... client
 //	name: dependency -> packages that may import it
 const dependencyRules = `
 one owner of the kernel's network:  github.com/google/nftables -> internal/egress/kernel internal/lab
-one owner of the kernel's network:  github.com/vishvananda/netlink -> internal/egress/kernel internal/lab
+one owner of the kernel's network:  github.com/vishvananda/netlink -> internal/egress/kernel internal/lab internal/sandbox/gvisor
 one driver knows gVisor:            gvisor.dev/gvisor -> internal/sandbox/gvisor
 one store knows bolt:               go.etcd.io/bbolt -> internal/store/bolt
 one place knows registries:         github.com/google/go-containerregistry -> internal/template/...

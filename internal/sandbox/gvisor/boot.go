@@ -14,11 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-	"gvisor.dev/gvisor/pkg/control/server"
-	"gvisor.dev/gvisor/runsc/boot"
-	"gvisor.dev/gvisor/runsc/sandbox"
 
-	moat "github.com/moat-sandbox/moat/internal/sandbox"
+	"github.com/moat-sandbox/moat/internal/sandbox"
 )
 
 // nobody is the user that a sentry runs as, on the host and in its own user
@@ -29,9 +26,9 @@ const nobody = 65534
 // them, from the bounding set too.
 var sentryCapabilities = []uintptr{unix.CAP_SYS_ADMIN, unix.CAP_SYS_CHROOT, unix.CAP_SETPCAP}
 
-// bootSentry starts the sentry of b in the network namespace at netns, with the
-// pause container, and returns when it runs.
-func (b *box) bootSentry(ctx context.Context, image, netns string) error {
+// bootSentry starts the sentry of b in a network namespace and returns when it
+// answers.
+func (b *box) bootSentry(ctx context.Context, image string, netns *os.File) error {
 	ready, p, err := b.startSentry(image, netns)
 	if err != nil {
 		return err
@@ -46,14 +43,10 @@ func (b *box) bootSentry(ctx context.Context, image, netns string) error {
 
 // startSentry executes the sentry. It writes one byte to ready when its control
 // server answers.
-func (b *box) startSentry(image, netns string) (ready *os.File, p *process, err error) {
+func (b *box) startSentry(image string, netns *os.File) (ready *os.File, p *process, err error) {
 	var files fileSet
 	defer files.close()
 
-	control, err := server.CreateSocket(b.controlPath())
-	if err != nil {
-		return nil, nil, fmt.Errorf("create control socket: %w", err)
-	}
 	ready, synced, err := os.Pipe()
 	if err != nil {
 		return nil, nil, fmt.Errorf("create pipe: %w", err)
@@ -67,7 +60,8 @@ func (b *box) startSentry(image, netns string) (ready *os.File, p *process, err 
 	if err != nil {
 		return nil, nil, fmt.Errorf("encode pause container: %w", err)
 	}
-	files.add("controller-fd", os.NewFile(uintptr(control), "control socket"), nil)
+	socket, err := bindControl(b.controlPath())
+	files.add("controller-fd", socket, err)
 	files.add("start-sync-fd", synced, nil)
 	files.addMem("spec-fd", spec)
 	root, err := os.Open(image)
@@ -109,7 +103,7 @@ func sentryAttr() syscall.SysProcAttr {
 }
 
 // resourceFlags tell a sentry what to show inside as the machine's size.
-func resourceFlags(l moat.Limits) []string {
+func resourceFlags(l sandbox.Limits) []string {
 	host := hostMemory()
 	memory := host
 	if l.MemoryMB > 0 {
@@ -163,14 +157,3 @@ func awaitByte(ctx context.Context, f *os.File) error {
 
 // controlPath is the socket through which the sentry is told what to do.
 func (b *box) controlPath() string { return filepath.Join(b.dir, "control.sock") }
-
-// sandbox is gVisor's client for the sentry of b.
-func (b *box) sandbox() *sandbox.Sandbox {
-	s := &sandbox.Sandbox{
-		ID: b.id, UID: nobody, GID: nobody,
-		ControlSocketPath: b.controlPath(),
-		MountHints:        &boot.PodMountHints{},
-	}
-	s.Pid.Store(b.sentry.PID)
-	return s
-}

@@ -7,7 +7,7 @@ import (
 	"os"
 	"sync"
 
-	"gvisor.dev/gvisor/pkg/urpc"
+	sentry "gvisor.dev/gvisor/runsc/boot"
 	"gvisor.dev/gvisor/runsc/config"
 
 	"github.com/moat-sandbox/moat/internal/sandbox"
@@ -35,7 +35,7 @@ type box struct {
 
 	watchers sync.WaitGroup
 	watched  bool
-	waiting  *urpc.Client  // on which the guest's watcher waits
+	waiting  *control      // on which the guest's watcher waits
 	ended    chan struct{} // closed when the sentry has ended
 	closing  chan struct{} // closed when this process lets go of the box
 
@@ -72,13 +72,18 @@ func (b *box) boot(ctx context.Context, netns string) error {
 			return err
 		}
 	}
-	if err := b.bootSentry(ctx, b.runtime.pauseImage(), netns); err != nil {
+	ns, err := os.Open(netns)
+	if err != nil {
+		return fmt.Errorf("open network namespace: %w", err)
+	}
+	defer ns.Close()
+	if err := b.bootSentry(ctx, b.runtime.pauseImage(), ns); err != nil {
 		return err
 	}
 	stop := b.endWith(ctx)
 	defer stop()
-	if err := b.sandbox().StartRoot(b.conf, pauseSpec(b.dir)); err != nil {
-		return errors.Join(fmt.Errorf("start pause container: %w", err), context.Cause(ctx))
+	if err := b.startPause(ctx, ns); err != nil {
+		return errors.Join(err, context.Cause(ctx))
 	}
 	if err := b.save(); err != nil {
 		return err
@@ -88,6 +93,24 @@ func (b *box) boot(ctx context.Context, netns string) error {
 		return context.Cause(ctx)
 	}
 	return nil
+}
+
+// startPause hands the sentry its network and runs the pause container.
+func (b *box) startPause(ctx context.Context, ns *os.File) error {
+	w, err := takeNetwork(ns, b.conf)
+	if err != nil {
+		return err
+	}
+	defer w.close()
+	c, err := dialControl(b.controlPath())
+	if err != nil {
+		return err
+	}
+	defer c.close()
+	if err := c.call(ctx, sentry.ContMgrSetNetworkArgs, w.args, w.sockets, nil); err != nil {
+		return err
+	}
+	return c.call(ctx, sentry.ContMgrRootContainerStart, b.id, nil, nil)
 }
 
 // endWith kills the sentry when ctx is done, which makes calls to it fail.
@@ -141,7 +164,7 @@ func (b *box) start(ctx context.Context, spec sandbox.StartSpec) error {
 	}
 	named := make(chan error, 1)
 	go func() { named <- b.naming.set(ctx, spec.Hostname) }()
-	err := b.startGuest(spec)
+	err := b.startGuest(ctx, spec)
 	if err = errors.Join(err, <-named); err != nil {
 		return err
 	}
@@ -154,7 +177,7 @@ func (b *box) start(ctx context.Context, spec sandbox.StartSpec) error {
 }
 
 // startGuest adds the container with the template and runs the guest in it.
-func (b *box) startGuest(s sandbox.StartSpec) error {
+func (b *box) startGuest(ctx context.Context, s sandbox.StartSpec) error {
 	spec := guestSpec(b.id, b.dir, s)
 	mounts := guestMountConf(s.Root, s.Limits.DiskMB)
 	backing, err := b.guestFiles(s.Root.Image, s.Guest.Image, spec, mounts)
@@ -169,9 +192,15 @@ func (b *box) startGuest(s sandbox.StartSpec) error {
 	b.words = streams[2]
 	defer closeAll(streams[:2])
 
-	sb := b.sandbox()
-	if err := sb.CreateSubcontainer(b.conf, guestContainer, nil); err != nil {
+	c, err := dialControl(b.controlPath())
+	if err != nil {
 		return err
 	}
-	return sb.StartSubcontainer(spec, b.conf, guestContainer, streams, backing, nil, nil, mounts)
+	defer c.close()
+	if err := c.call(ctx, sentry.ContMgrCreateSubcontainer, sentry.CreateArgs{CID: guestContainer}, nil, nil); err != nil {
+		return err
+	}
+	return c.call(ctx, sentry.ContMgrStartSubcontainer, sentry.StartArgs{
+		Spec: spec, Conf: b.conf, CID: guestContainer, GoferMountConfs: mounts,
+	}, append(streams, backing...), nil)
 }

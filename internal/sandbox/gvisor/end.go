@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-	"gvisor.dev/gvisor/pkg/control/client"
 	sentry "gvisor.dev/gvisor/runsc/boot"
 
 	"github.com/moat-sandbox/moat/internal/sandbox"
@@ -36,15 +35,14 @@ func (b *box) watch() {
 // watchGuest ends the box when the guest ends, until release: what is left
 // then is an empty shell.
 func (b *box) watchGuest() error {
-	conn, err := client.ConnectTo(b.controlPath())
+	c, err := dialControl(b.controlPath())
 	if err != nil {
-		return fmt.Errorf("connect to the sentry: %w", err)
+		return err
 	}
-	b.waiting = conn
+	b.waiting = c
 	b.watchers.Go(func() {
-		cid := guestContainer
 		var ws unix.WaitStatus
-		if err := conn.Call(sentry.ContMgrWait, &cid, &ws); err != nil {
+		if err := c.call(context.Background(), sentry.ContMgrWait, guestContainer, nil, &ws); err != nil {
 			return // the sentry has ended or the box was released
 		}
 		b.exitMu.Lock()
@@ -164,7 +162,7 @@ func (b *box) release() {
 	b.released = true
 	close(b.closing)
 	if b.waiting != nil {
-		b.waiting.Close()
+		b.waiting.close()
 	}
 	for _, p := range []*process{b.sentry, b.gofer} {
 		if p != nil {

@@ -51,7 +51,7 @@ func (b *box) startGofer(spec *specs.Spec, mounts specutils.GoferMountConfFlags)
 		command: []string{"gofer", "--bundle=" + b.dir, "--gofer-mount-confs=" + mounts.String()},
 		id:      guestContainer,
 		files:   files.donations,
-		netns:   b.runtime.emptyNetNS(),
+		netns:   b.runtime.netns,
 		group:   b.group,
 		attr: syscall.SysProcAttr{
 			Cloneflags: unix.CLONE_NEWIPC | unix.CLONE_NEWNS | unix.CLONE_NEWUTS | unix.CLONE_NEWPID,

@@ -30,7 +30,6 @@ import (
 
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/log"
-	sentry "gvisor.dev/gvisor/runsc/sandbox"
 
 	"github.com/moat-sandbox/moat/internal/sandbox"
 )
@@ -45,9 +44,6 @@ type Config struct {
 	Instance string
 	Logger   *slog.Logger
 }
-
-// maxRoot leaves room for "/box/<id>/control.sock" in a socket's address.
-const maxRoot = 107 - len("/box/") - maxID - len("/control.sock")
 
 const maxID = 40
 
@@ -78,8 +74,6 @@ func New(cfg Config) (*Runtime, error) {
 	switch {
 	case !filepath.IsAbs(cfg.Root) || filepath.Clean(cfg.Root) != cfg.Root:
 		return nil, fmt.Errorf("gvisor: root %q is not a clean absolute path", cfg.Root)
-	case len(cfg.Root) > maxRoot:
-		return nil, fmt.Errorf("gvisor: root %q is longer than %d bytes, which does not leave room for a socket's address", cfg.Root, maxRoot)
 	case !validInstance.MatchString(cfg.Instance):
 		return nil, fmt.Errorf("gvisor: instance %q is not made of lower case letters, digits and dashes", cfg.Instance)
 	case cfg.Logger == nil:
@@ -89,10 +83,6 @@ func New(cfg Config) (*Runtime, error) {
 	}
 	if err := checkExecutable(); err != nil {
 		return nil, fmt.Errorf("gvisor: %w", err)
-	}
-	// Whatever this process was started with stays out of the boxes.
-	if err := sentry.SetCloExeOnAllFDs(); err != nil {
-		return nil, fmt.Errorf("gvisor: keep open files from boxes: %w", err)
 	}
 	r := &Runtime{root: cfg.Root, instance: cfg.Instance, log: cfg.Logger, boxes: map[string]*box{}}
 	if err := os.MkdirAll(r.boxDir(""), 0o700); err != nil {
@@ -289,7 +279,3 @@ func (r *Runtime) groupPath(id string) string {
 }
 
 func (r *Runtime) pauseImage() string { return filepath.Join(r.root, "pause.erofs") }
-
-// emptyNetNS is the path of a network namespace without any interface but an
-// unused loopback. It leads there from this process only.
-func (r *Runtime) emptyNetNS() string { return fmt.Sprintf("/proc/self/fd/%d", r.netns.Fd()) }

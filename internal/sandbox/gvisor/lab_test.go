@@ -2,6 +2,7 @@ package gvisor
 
 import (
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"log/slog"
 	"os"
@@ -104,24 +105,9 @@ func makeImage(path, dir string) error {
 	return w.Close()
 }
 
-// shortDir is t.TempDir with a name that leaves room for a socket's address.
-func shortDir(t testing.TB) string {
-	t.Helper()
-	dir, err := os.MkdirTemp("", "gv")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := os.RemoveAll(dir); err != nil {
-			t.Error(err)
-		}
-	})
-	return dir
-}
-
 func newRuntime(t testing.TB) *Runtime {
 	t.Helper()
-	return openRuntime(t, shortDir(t))
+	return openRuntime(t, t.TempDir())
 }
 
 // openRuntime returns a runtime on root, and checks at the end of the test that
@@ -144,8 +130,9 @@ func openRuntime(t testing.TB, root string) *Runtime {
 }
 
 func testConfig(root string) Config {
-	// The root's name is random, which keeps instances apart.
-	return Config{Root: root, Instance: filepath.Base(root), Logger: slog.New(slog.DiscardHandler)}
+	// Runs at the same time need instances of their own.
+	instance := fmt.Sprintf("test-%x", sha256.Sum256([]byte(root)))[:24]
+	return Config{Root: root, Instance: instance, Logger: slog.New(slog.DiscardHandler)}
 }
 
 // traces lists everything on the machine that belongs to boxes of r.

@@ -177,6 +177,14 @@ func TestCancel(t *testing.T) {
 	}
 }
 
+// TestLongRoot: an installation may be in a directory whose name exceeds a
+// socket's address.
+func TestLongRoot(t *testing.T) {
+	l, r := newLab(t), openRuntime(t, filepath.Join(t.TempDir(), strings.Repeat("long/", 30)+"root"))
+	_, s := startBox(t, r, l.host, testLimits)
+	s.must(t, request{Op: "ping"})
+}
+
 // TestRefused: bad input gives an error that says which, and the box that was
 // prepared stays usable.
 func TestRefused(t *testing.T) {

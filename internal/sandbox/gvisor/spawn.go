@@ -24,7 +24,7 @@ type launch struct {
 	id      string   // the last argument
 	files   []donation
 	attr    syscall.SysProcAttr // namespaces to create and identity
-	netns   string              // path of the network namespace to start in
+	netns   *os.File            // the network namespace to start in
 	group   *group
 }
 
@@ -100,15 +100,11 @@ func adoptCommand(cmd *exec.Cmd, pidfd int) (*process, error) {
 	return p, cmd.Process.Release()
 }
 
-// enterNetNS moves the calling thread into a network namespace.
-func enterNetNS(path string) error {
-	ns, err := os.Open(path)
-	if err != nil {
-		return fmt.Errorf("open network namespace: %w", err)
-	}
-	defer ns.Close()
+// enterNetNS moves the calling thread, which is thrown away afterwards, into a
+// network namespace.
+func enterNetNS(ns *os.File) error {
 	if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-		return fmt.Errorf("enter network namespace %s: %w", path, err)
+		return fmt.Errorf("enter network namespace: %w", err)
 	}
 	return nil
 }

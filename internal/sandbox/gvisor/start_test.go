@@ -5,9 +5,12 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/moat-sandbox/moat/internal/sandbox"
 )
 
 func TestStart(t *testing.T) {
@@ -119,6 +122,12 @@ func TestNoForgery(t *testing.T) {
 // TestProcesses looks at a box's processes from the host.
 func TestProcesses(t *testing.T) {
 	t.Setenv("MOAT_TEST_SECRET", "hush")
+	// A file that this process forgot to mark as its own.
+	stray, err := unix.MemfdCreate("moat-stray", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(stray)
 	l, r := newLab(t), newRuntime(t)
 	made, s := startBox(t, r, l.host, testLimits)
 	s.must(t, request{Op: "ping"})
@@ -140,6 +149,9 @@ func TestProcesses(t *testing.T) {
 		if env := read(t, p.PID, "environ"); strings.Contains(env, "hush") {
 			t.Errorf("the %s has the server's environment: %q", p.name, env)
 		}
+		if files := filesOf(t, p.PID); strings.Contains(files, "moat-stray") {
+			t.Errorf("the %s has inherited a file: %s", p.name, files)
+		}
 		if got := read(t, p.PID, "oom_score_adj"); got != oomScore+"\n" {
 			t.Errorf("the %s's OOM score is %q", p.name, got)
 		}
@@ -151,6 +163,73 @@ func TestProcesses(t *testing.T) {
 	for _, e := range root {
 		if e.Name() != "etc" && e.Name() != "proc" {
 			t.Errorf("the sentry's root holds %s", e.Name())
+		}
+	}
+}
+
+// filesOf lists what a process has open.
+func filesOf(t *testing.T, pid int) string {
+	t.Helper()
+	dir := fmt.Sprintf("/proc/%d/fd", pid)
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var files []string
+	for _, e := range entries {
+		if name, err := os.Readlink(dir + "/" + e.Name()); err == nil {
+			files = append(files, name)
+		}
+	}
+	return strings.Join(files, " ")
+}
+
+// TestBoxesApart: boxes made at the same time share no socket, in particular
+// none that leads into another's network or to another's sentry.
+func TestBoxesApart(t *testing.T) {
+	l, r := newLab(t), newRuntime(t)
+	var boxes [4]*box
+	var all sync.WaitGroup
+	for i := range boxes {
+		s := newSlot(t)
+		all.Go(func() {
+			b, err := r.Prepare(t.Context(), sandbox.NewBoxID(), s.path(), testLimits)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			boxes[i] = b.(*box)
+			if err := b.Start(t.Context(), l.startSpec(l.host, testLimits)); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	owner := map[string]string{}
+	for _, b := range boxes {
+		if b == nil {
+			continue
+		}
+		for _, p := range []*process{b.sentry, b.gofer} {
+			for file := range strings.FieldsSeq(filesOf(t, p.PID)) {
+				if !strings.HasPrefix(file, "socket:") {
+					continue
+				}
+				if other, taken := owner[file]; taken && other != b.id {
+					t.Errorf("%s is open in boxes %s and %s", file, other, b.id)
+				}
+				owner[file] = b.id
+			}
+		}
+	}
+	if len(owner) < 3*len(boxes) {
+		t.Errorf("only %d sockets found: the test looks at the wrong thing", len(owner))
+	}
+	for _, b := range boxes {
+		if b != nil {
+			if err := b.Destroy(t.Context()); err != nil {
+				t.Error(err)
+			}
 		}
 	}
 }
