@@ -59,7 +59,11 @@ func (b *Base) Root() string { return filepath.Join(b.dir, "root") }
 // looking at the host anew. Boxes that already run keep the /usr they have;
 // none may be started while Ensure works.
 func (b *Base) Ensure(ctx context.Context) (Made, error) {
-	hidden, err := findHidden(ctx, filepath.Join(b.host, "usr"))
+	usr, err := filepath.EvalSymlinks(filepath.Join(b.host, "usr"))
+	if err != nil {
+		return Made{}, err
+	}
+	hidden, err := findHidden(ctx, usr)
 	if err != nil {
 		return Made{}, err
 	}
@@ -77,11 +81,12 @@ func (b *Base) Ensure(ctx context.Context) (Made, error) {
 	if made.Files, err = p.converge(b.Root()); err != nil {
 		return Made{}, err
 	}
-	return made, b.showUsr(hidden)
+	return made, b.showUsr(usr, hidden)
 }
 
-// showUsr mounts /usr afresh. When it fails nothing of /usr is shown.
-func (b *Base) showUsr(hidden []Hidden) error {
+// showUsr mounts the host's directory usr afresh. When it fails nothing of it
+// is shown.
+func (b *Base) showUsr(usr string, hidden []Hidden) error {
 	root := b.Root()
 	if err := isolate(root); err != nil {
 		return err
@@ -89,7 +94,6 @@ func (b *Base) showUsr(hidden []Hidden) error {
 	if err := unmountAll(filepath.Join(root, "usr")); err != nil {
 		return err
 	}
-	usr := filepath.Join(b.host, "usr")
 	mask, err := ensureMask(b.dir, usr, hidden)
 	if err != nil {
 		return err

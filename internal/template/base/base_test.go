@@ -12,6 +12,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestNothingSecretIsShown(t *testing.T) {
@@ -54,6 +56,34 @@ func TestNothingSecretIsShown(t *testing.T) {
 		if entries, err := os.ReadDir(filepath.Join(b.Root(), empty)); len(entries) != 0 {
 			t.Errorf("/%s holds %v (%v)", empty, entries, err)
 		}
+	}
+}
+
+// TestMountsBelowUsr: neither what is mounted below the host's /usr is shown,
+// nor what lies under it.
+func TestMountsBelowUsr(t *testing.T) {
+	root := host(t, map[string]string{"usr/lib/covered dir/under": marker, "usr/bin/covered": marker, "tmp/file": marker})
+	for name, source := range map[string]string{"usr/lib/covered dir": "", "usr/bin/covered": "tmp/file"} {
+		target := filepath.Join(root, name)
+		var err error
+		if source == "" {
+			err = unix.Mount("moat-test", target, "tmpfs", 0, "size=64k")
+		} else {
+			err = unix.Mount(filepath.Join(root, source), target, "", unix.MS_BIND, "")
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := unix.Unmount(target, 0); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	write(t, root, "usr/lib/covered dir/mounted", marker)
+	b, made := ensure(t, filepath.Join(t.TempDir(), "base"), root)
+	if got := leaks(t, b.Root()); len(got) != 0 || len(made.Hidden) != 2 {
+		t.Errorf("visible in the template: %q; hidden: %v", got, made.Hidden)
 	}
 }
 

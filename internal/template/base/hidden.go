@@ -12,7 +12,6 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
-	"syscall"
 )
 
 // Hidden is something below the host's /usr that no sandbox may see.
@@ -52,54 +51,55 @@ var privateKey = []byte("PRIVATE KEY-----")
 const sniffBytes = 64 << 10
 
 // findHidden lists what must not be shown of the directory usr, in walking
-// order. A directory stands for everything below it. Other file systems
-// mounted below usr are not part of the template and not looked at.
+// order. A directory stands for everything below it.
 func findHidden(ctx context.Context, usr string) ([]Hidden, error) {
+	// The overlay shows what lies under a mount, which cannot be looked at.
+	covered, err := mountPoints(usr)
+	if err != nil {
+		return nil, fmt.Errorf("look for secrets in %s: %w", usr, err)
+	}
 	var found []Hidden
-	var device uint64
-	err := filepath.WalkDir(usr, func(name string, d fs.DirEntry, err error) error {
-		if errors.Is(err, fs.ErrNotExist) && name != usr {
-			return nil // gone since its directory was read
-		}
-		if err != nil {
-			return err
-		}
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		info, err := d.Info()
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		stat := info.Sys().(*syscall.Stat_t)
+	err = filepath.WalkDir(usr, func(name string, d fs.DirEntry, err error) error {
 		if name == usr {
-			device = stat.Dev
-			return nil
-		}
-		if stat.Dev != device {
-			return skip(d)
-		}
-		rel, err := filepath.Rel(usr, name)
-		if err != nil {
 			return err
 		}
-		reason, err := whyHidden(name, rel, info)
+		if err == nil {
+			err = ctx.Err()
+		}
+		var reason string
+		switch {
+		case err != nil:
+		case covered[name]:
+			reason = "another file system is mounted there"
+		default:
+			reason, err = look(usr, name, d)
+		}
 		if errors.Is(err, fs.ErrNotExist) {
-			return nil
+			return nil // gone since its directory was read
 		}
 		if err != nil || reason == "" {
 			return err
 		}
-		found = append(found, Hidden{Path: rel, Reason: reason})
+		found = append(found, Hidden{Path: relative(usr, name), Reason: reason})
 		return skip(d)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("look for secrets in %s: %w", usr, err)
 	}
 	return found, nil
+}
+
+func look(usr, name string, d fs.DirEntry) (string, error) {
+	info, err := d.Info()
+	if err != nil {
+		return "", err
+	}
+	return whyHidden(name, relative(usr, name), info)
+}
+
+// relative returns name, which lies below dir, relative to it.
+func relative(dir, name string) string {
+	return strings.TrimPrefix(name, strings.TrimSuffix(dir, "/")+"/")
 }
 
 func skip(d fs.DirEntry) error {

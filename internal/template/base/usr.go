@@ -142,6 +142,28 @@ func isMountPoint(dir string) (bool, error) {
 	return st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0, nil
 }
 
+// mountPoints lists where below dir, a path without links, something is mounted.
+func mountPoints(dir string) (map[string]bool, error) {
+	table, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	points := make(map[string]bool)
+	for line := range strings.Lines(string(table)) {
+		fields := strings.Fields(line)
+		if len(fields) < 5 {
+			return nil, fmt.Errorf("mountinfo line %q is not understood", line)
+		}
+		if point := unescape.Replace(fields[4]); strings.HasPrefix(point, dir+"/") {
+			points[point] = true
+		}
+	}
+	return points, nil
+}
+
+// unescape undoes how mountinfo writes the characters that separate its fields.
+var unescape = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
+
 // unmountAll removes every mount at dir, with what is mounted below.
 func unmountAll(dir string) error {
 	for {

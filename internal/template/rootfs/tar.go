@@ -98,7 +98,7 @@ func (b *Builder) addHeader(data io.Reader, header *tar.Header, layer bool) erro
 			return fmt.Errorf("symbolic link target of %d bytes: not 1 to %d bytes without NUL", len(header.Linkname), erofs.MaxTarget)
 		}
 		node.Target = header.Linkname
-	case tar.TypeReg, tar.TypeRegA, tar.TypeCont, tar.TypeGNUSparse: //nolint:staticcheck // old archives have TypeRegA
+	case tar.TypeReg, tar.TypeCont, tar.TypeGNUSparse:
 		// A sparse file may claim any size and costs the archive nothing.
 		if room := b.image.Room(); header.Size > room {
 			return fmt.Errorf("%w: the file has %d bytes, room is for %d", erofs.ErrTooLarge, header.Size, room)
@@ -116,7 +116,6 @@ func (b *Builder) addHeader(data io.Reader, header *tar.Header, layer bool) erro
 // and devices have no inode of their own here.
 var typeBits = map[byte]uint16{
 	tar.TypeReg:       unix.S_IFREG,
-	tar.TypeRegA:      unix.S_IFREG, //nolint:staticcheck // old archives have it
 	tar.TypeCont:      unix.S_IFREG,
 	tar.TypeGNUSparse: unix.S_IFREG,
 	tar.TypeDir:       unix.S_IFDIR,
