@@ -12,7 +12,7 @@ import (
 
 const (
 	// headerTimeout is all the time a client has to send a request's headers.
-	headerTimeout = 10 * time.Second
+	headerTimeout = 15 * time.Second
 	// idleTime is longer than what load balancers (600 s) and the SDKs (300 s)
 	// keep a connection, so that it is not us who close it under a request.
 	idleTime   = 620 * time.Second

@@ -165,7 +165,8 @@ func (up *upstream) dial(ctx context.Context, _, address string) (net.Conn, erro
 	to := netip.AddrPortFrom(up.addr, want.Port()).String()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	defer context.AfterFunc(up.life, func() { cancel(errEnded) })()
+	stop := context.AfterFunc(up.life, func() { cancel(errEnded) })
+	defer stop()
 	raw, err := dialPatiently(ctx, func(ctx context.Context) (net.Conn, error) {
 		return up.dialer.DialContext(ctx, "tcp", to)
 	})
