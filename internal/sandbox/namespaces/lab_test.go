@@ -40,12 +40,32 @@ var shared struct {
 func TestMain(m *testing.M) {
 	code := m.Run()
 	if shared.dir != "" {
-		if err := errors.Join(unmountBelow(shared.dir), os.RemoveAll(shared.dir)); err != nil {
+		if err := removeShared(); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			code = 1
 		}
 	}
 	os.Exit(code)
+}
+
+// removeShared removes nothing as long as anything is mounted.
+func removeShared() error {
+	if err := unmountBelow(shared.dir); err != nil {
+		return err
+	}
+	return os.RemoveAll(shared.dir)
+}
+
+// showUsr mounts the host's /usr at target, read-only: whoever removes the
+// directory of a test that was killed must not remove the host's programs.
+func showUsr(target string) error {
+	if err := unix.Mount("/usr", target, "", unix.MS_BIND, ""); err != nil {
+		return err
+	}
+	return errors.Join(
+		unix.Mount("", target, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""),
+		unix.Mount("", target, "", unix.MS_PRIVATE, ""),
+	)
 }
 
 func prepareShared() error {
@@ -70,7 +90,7 @@ func prepareShared() error {
 			return err
 		}
 	}
-	if err := unix.Mount("/usr", filepath.Join(shared.root, "usr"), "", unix.MS_BIND, ""); err != nil {
+	if err := showUsr(filepath.Join(shared.root, "usr")); err != nil {
 		return err
 	}
 	return writeImage(shared.image, filepath.Join(shared.guest, "guest"))
