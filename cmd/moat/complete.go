@@ -61,6 +61,7 @@ func suggest(
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
+	defer server.Close()
 	found, err := ask(ctx, server)
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp

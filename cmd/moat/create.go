@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"time"
@@ -8,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/moat-sandbox/moat/api"
+	"github.com/moat-sandbox/moat/client"
 )
 
 // createOptions are the flags of `moat sandbox create`.
@@ -28,16 +30,12 @@ func (c *cli) sandboxCreateCommand() *cobra.Command {
 			"whole internet, as E2B's clients expect. What --allow names stays reachable whatever\n" +
 			"--deny and --no-internet say.",
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			spec, err := o.spec(c.env, cmd.Flags().Changed("timeout"))
+		RunE: c.onServer(func(ctx context.Context, server *client.Client, _ []string) error {
+			spec, err := o.spec(c.env)
 			if err != nil {
 				return usageError{err}
 			}
-			server, err := c.connect()
-			if err != nil {
-				return err
-			}
-			made, err := server.CreateSandbox(cmd.Context(), spec)
+			made, err := server.CreateSandbox(ctx, spec)
 			if err != nil {
 				return err
 			}
@@ -46,11 +44,11 @@ func (c *cli) sandboxCreateCommand() *cobra.Command {
 			}
 			_, err = fmt.Fprintln(c.stdout, made.SandboxID)
 			return err
-		},
+		}),
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&o.template, "template", "base", "what to start it from: an id or a `name`")
-	flags.DurationVar(&o.timeout, "timeout", 5*time.Minute, "how long it lives")
+	flags.DurationVar(&o.timeout, "timeout", 5*time.Minute, "how long it lives, rounded up to seconds")
 	flags.StringSliceVar(&o.allow, "allow", nil, "addresses or `CIDRs` it may reach; repeatable")
 	flags.StringSliceVar(&o.deny, "deny", nil, "addresses or `CIDRs` it may not reach; repeatable")
 	flags.BoolVar(&o.noInternet, "no-internet", false, "deny everything that --allow does not name")
@@ -60,16 +58,13 @@ func (c *cli) sandboxCreateCommand() *cobra.Command {
 	return c.addJSONFlag(cmd)
 }
 
-// spec is what the flags ask for. What was not said is left to the server.
-func (o createOptions) spec(env map[string]string, timed bool) (api.NewSandbox, error) {
-	spec := api.NewSandbox{TemplateID: o.template}
-	if timed {
-		if o.timeout < time.Second {
-			return spec, fmt.Errorf("--timeout: %s is less than a second", o.timeout)
-		}
-		seconds := int64((o.timeout + time.Second - 1) / time.Second)
-		spec.Timeout = &seconds
+// spec is what the flags ask for.
+func (o createOptions) spec(env map[string]string) (api.NewSandbox, error) {
+	if o.timeout < time.Second {
+		return api.NewSandbox{}, fmt.Errorf("--timeout: %s is less than a second", o.timeout)
 	}
+	seconds := int64((o.timeout + time.Second - 1) / time.Second)
+	spec := api.NewSandbox{TemplateID: o.template, Timeout: &seconds}
 	if o.noInternet {
 		allowed := false
 		spec.AllowInternetAccess = &allowed

@@ -1,12 +1,13 @@
 package main
 
 import (
-	"errors"
+	"context"
 	"fmt"
 
 	"github.com/spf13/cobra"
 
 	"github.com/moat-sandbox/moat/api"
+	"github.com/moat-sandbox/moat/client"
 )
 
 func (c *cli) keyCommand() *cobra.Command {
@@ -20,12 +21,8 @@ func (c *cli) keyCreateCommand() *cobra.Command {
 		Use:   "create",
 		Short: "Make an API key and print it, this once",
 		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			server, err := c.operator()
-			if err != nil {
-				return err
-			}
-			made, err := server.CreateKey(cmd.Context(), spec)
+		RunE: c.onSocket(func(ctx context.Context, server *client.Client, _ []string) error {
+			made, err := server.CreateKey(ctx, spec)
 			if err != nil {
 				return err
 			}
@@ -34,7 +31,7 @@ func (c *cli) keyCreateCommand() *cobra.Command {
 			}
 			_, err = fmt.Fprintln(c.stdout, made.Secret)
 			return err
-		},
+		}),
 	}
 	cmd.Flags().StringVar(&spec.Name, "name", "", "a `name` to know it by")
 	cmd.Flags().StringVar(&spec.Team, "team", "", "the `team` whose sandboxes it is for (default: one of its own)")
@@ -46,12 +43,8 @@ func (c *cli) keyListCommand() *cobra.Command {
 		Use:   "ls",
 		Short: "List the API keys",
 		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			server, err := c.operator()
-			if err != nil {
-				return err
-			}
-			keys, err := server.Keys(cmd.Context())
+		RunE: c.onSocket(func(ctx context.Context, server *client.Client, _ []string) error {
+			keys, err := server.Keys(ctx)
 			if err != nil {
 				return err
 			}
@@ -63,7 +56,7 @@ func (c *cli) keyListCommand() *cobra.Command {
 				t.row(k.ID, k.Prefix, k.Team, k.Name, stamp(k.CreatedAt))
 			}
 			return t.flush()
-		},
+		}),
 	}
 	return c.addJSONFlag(cmd)
 }
@@ -74,16 +67,8 @@ func (c *cli) keyRemoveCommand() *cobra.Command {
 		Short:             "Revoke API keys",
 		Args:              cobra.MinimumNArgs(1),
 		ValidArgsFunction: c.completeKeys,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			server, err := c.operator()
-			if err != nil {
-				return err
-			}
-			var errs []error
-			for _, id := range args {
-				errs = append(errs, server.DeleteKey(cmd.Context(), id))
-			}
-			return errors.Join(errs...)
-		},
+		RunE: c.onSocket(func(ctx context.Context, server *client.Client, args []string) error {
+			return each(args, func(id string) error { return server.DeleteKey(ctx, id) })
+		}),
 	}
 }

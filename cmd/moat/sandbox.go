@@ -1,7 +1,7 @@
 package main
 
 import (
-	"errors"
+	"context"
 	"fmt"
 	"strconv"
 	"strings"
@@ -27,12 +27,8 @@ func (c *cli) sandboxInfoCommand() *cobra.Command {
 		Short:             "Describe a sandbox",
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: c.completeSandboxes,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			server, err := c.connect()
-			if err != nil {
-				return err
-			}
-			detail, err := server.Sandbox(cmd.Context(), args[0])
+		RunE: c.onServer(func(ctx context.Context, server *client.Client, args []string) error {
+			detail, err := server.Sandbox(ctx, args[0])
 			if err != nil {
 				return err
 			}
@@ -40,7 +36,7 @@ func (c *cli) sandboxInfoCommand() *cobra.Command {
 				return c.printJSON(detail)
 			}
 			return c.printDetail(detail)
-		},
+		}),
 	}
 	return c.addJSONFlag(cmd)
 }
@@ -83,23 +79,19 @@ func (c *cli) sandboxListCommand() *cobra.Command {
 		Use:   "ls",
 		Short: "List sandboxes, newest first",
 		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+		RunE: c.onServer(func(ctx context.Context, server *client.Client, _ []string) (err error) {
 			if filter.Metadata, err = parsePairs("--metadata", metadata, nil); err != nil {
 				return usageError{err}
 			}
-			server, err := c.connect()
-			if err != nil {
-				return err
-			}
 			listed := []api.ListedSandbox{} // an empty list is [] in JSON
-			for s, err := range server.Sandboxes(cmd.Context(), filter) {
+			for s, err := range server.Sandboxes(ctx, filter) {
 				if err != nil {
 					return err
 				}
 				listed = append(listed, s)
 			}
 			return c.printSandboxes(listed, quiet)
-		},
+		}),
 	}
 	cmd.Flags().StringArrayVar(&metadata, "metadata", nil, "only those with this `key=value`; repeatable")
 	cmd.Flags().StringVar(&filter.Template, "template", "", "only those of this `template`")
@@ -131,17 +123,9 @@ func (c *cli) sandboxKillCommand() *cobra.Command {
 		Short:             "End sandboxes",
 		Args:              cobra.MinimumNArgs(1),
 		ValidArgsFunction: c.completeSandboxes,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			server, err := c.connect()
-			if err != nil {
-				return err
-			}
-			var errs []error
-			for _, id := range args {
-				errs = append(errs, server.Kill(cmd.Context(), id))
-			}
-			return errors.Join(errs...)
-		},
+		RunE: c.onServer(func(ctx context.Context, server *client.Client, args []string) error {
+			return each(args, func(id string) error { return server.Kill(ctx, id) })
+		}),
 	}
 }
 
@@ -151,22 +135,18 @@ func (c *cli) sandboxURLCommand() *cobra.Command {
 		Short:             "Print the public URL of a port in a sandbox",
 		Args:              cobra.ExactArgs(2),
 		ValidArgsFunction: c.completeSandboxes,
-		RunE: func(cmd *cobra.Command, args []string) error {
+		RunE: c.onServer(func(ctx context.Context, server *client.Client, args []string) error {
 			port, err := strconv.ParseUint(args[1], 10, 16)
 			if err != nil || port == 0 {
 				return usageError{fmt.Errorf("%q is not a port between 1 and 65535", args[1])}
 			}
-			server, err := c.connect()
-			if err != nil {
-				return err
-			}
-			detail, err := server.Sandbox(cmd.Context(), args[0])
+			detail, err := server.Sandbox(ctx, args[0])
 			if err != nil {
 				return err
 			}
 			box := server.Open(api.Sandbox{SandboxID: detail.SandboxID, Domain: detail.Domain})
 			_, err = fmt.Fprintln(c.stdout, box.URL(int(port)))
 			return err
-		},
+		}),
 	}
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -49,6 +50,35 @@ func (c *cli) connect() (*client.Client, error) {
 		return nil, usageError{err}
 	}
 	return found, nil
+}
+
+// use is what a command does with a server.
+type use func(ctx context.Context, server *client.Client, args []string) error
+
+// onServer makes a command of what it does with the server that is meant.
+func (c *cli) onServer(do use) func(*cobra.Command, []string) error { return with(c.connect, do) }
+
+// onSocket is onServer for what only the operator may do.
+func (c *cli) onSocket(do use) func(*cobra.Command, []string) error { return with(c.operator, do) }
+
+func with(find func() (*client.Client, error), do use) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		server, err := find()
+		if err != nil {
+			return err
+		}
+		defer server.Close()
+		return do(cmd.Context(), server, args)
+	}
+}
+
+// each does something for every argument, also after one of them failed.
+func each(args []string, do func(arg string) error) error {
+	var errs []error
+	for _, arg := range args {
+		errs = append(errs, do(arg))
+	}
+	return errors.Join(errs...)
 }
 
 // operator speaks over the socket, whatever the environment says about other

@@ -1,7 +1,7 @@
 package main
 
 import (
-	"errors"
+	"context"
 	"fmt"
 	"path/filepath"
 	"strings"
@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/moat-sandbox/moat/api"
+	"github.com/moat-sandbox/moat/client"
 )
 
 func (c *cli) templateCommand() *cobra.Command {
@@ -22,18 +23,14 @@ func (c *cli) templateAddCommand() *cobra.Command {
 		Use:   "add NAME... (--dir DIR | --tar FILE | --image REF)",
 		Short: "Make a template of a root directory, a tarball or an OCI image",
 		Args:  cobra.MinimumNArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
+		RunE: c.onSocket(func(ctx context.Context, server *client.Client, args []string) error {
 			spec.Names = args
 			for _, path := range []*string{&spec.Dir, &spec.Tar} {
 				if err := makeAbsolute(path); err != nil {
 					return err
 				}
 			}
-			server, err := c.operator()
-			if err != nil {
-				return err
-			}
-			made, err := server.AddTemplate(cmd.Context(), spec)
+			made, err := server.AddTemplate(ctx, spec)
 			if err != nil {
 				return err
 			}
@@ -42,7 +39,7 @@ func (c *cli) templateAddCommand() *cobra.Command {
 			}
 			_, err = fmt.Fprintln(c.stdout, made.ID)
 			return err
-		},
+		}),
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&spec.Dir, "dir", "", "the root `directory` of a file system")
@@ -72,12 +69,8 @@ func (c *cli) templateListCommand() *cobra.Command {
 		Use:   "ls",
 		Short: "List the templates",
 		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			server, err := c.operator()
-			if err != nil {
-				return err
-			}
-			templates, err := server.Templates(cmd.Context())
+		RunE: c.onSocket(func(ctx context.Context, server *client.Client, _ []string) error {
+			templates, err := server.Templates(ctx)
 			if err != nil {
 				return err
 			}
@@ -89,7 +82,7 @@ func (c *cli) templateListCommand() *cobra.Command {
 				t.row(tpl.ID, strings.Join(tpl.Names, " "), tpl.Source, megabytes(tpl.SizeBytes), stamp(tpl.CreatedAt))
 			}
 			return t.flush()
-		},
+		}),
 	}
 	return c.addJSONFlag(cmd)
 }
@@ -100,16 +93,8 @@ func (c *cli) templateRemoveCommand() *cobra.Command {
 		Short:             "Remove templates, by id or name",
 		Args:              cobra.MinimumNArgs(1),
 		ValidArgsFunction: c.completeTemplates,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			server, err := c.operator()
-			if err != nil {
-				return err
-			}
-			var errs []error
-			for _, ref := range args {
-				errs = append(errs, server.DeleteTemplate(cmd.Context(), ref))
-			}
-			return errors.Join(errs...)
-		},
+		RunE: c.onSocket(func(ctx context.Context, server *client.Client, args []string) error {
+			return each(args, func(ref string) error { return server.DeleteTemplate(ctx, ref) })
+		}),
 	}
 }
