@@ -75,7 +75,7 @@ func (b *box) start(ctx context.Context, spec sandbox.StartSpec) (err error) {
 		return err
 	}
 	// The container has mounts of its own by then.
-	defer func() { err = errors.Join(err, unmountBelow(files), os.RemoveAll(files)) }()
+	defer func() { err = errors.Join(err, removeDir(files)) }()
 	root, err := mountRoot(files, spec.Root, spec.Limits.DiskMB)
 	if err != nil {
 		return err

@@ -103,6 +103,22 @@ func unmountBelow(dir string) error {
 	return nil
 }
 
+// removeDir removes a directory and all mounts in it. As long as one is left it
+// removes nothing: what is mounted would be emptied.
+func removeDir(dir string) error {
+	if err := unmountBelow(dir); err != nil {
+		return err
+	}
+	left, err := below(dir)
+	if err != nil {
+		return err
+	}
+	if len(left) > 0 {
+		return fmt.Errorf("remove %s: %s is still mounted", dir, left[0])
+	}
+	return os.RemoveAll(dir)
+}
+
 // isolate makes dir a mount of its own that shares nothing with others, so
 // that what is mounted below it never spreads to the machine's other services.
 func isolate(dir string) error {

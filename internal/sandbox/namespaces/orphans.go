@@ -6,9 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
-	"strings"
 
 	"github.com/moat-sandbox/moat/internal/sandbox"
 )
@@ -119,15 +117,5 @@ func (r *Runtime) wipe(ctx context.Context, id string, e *engine) error {
 	if err := removeGroups(ctx, r.groupPath(id)); err != nil {
 		return err
 	}
-	dir := r.boxDir(id)
-	if err := unmountBelow(dir); err != nil {
-		return err
-	}
-	// A mount that is still there would be emptied.
-	if left, err := below(filepath.Dir(dir)); err != nil {
-		return err
-	} else if i := slices.IndexFunc(left, func(p string) bool { return p == dir || strings.HasPrefix(p, dir+"/") }); i >= 0 {
-		return fmt.Errorf("%s is still mounted", left[i])
-	}
-	return os.RemoveAll(dir)
+	return removeDir(r.boxDir(id))
 }
