@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"gvisor.dev/gvisor/pkg/pinring"
 
 	"github.com/moat-sandbox/moat/internal/sandbox"
 )
@@ -59,6 +60,14 @@ func (b *box) startSentry(image string, netns *os.File) (ready *os.File, p *proc
 	spec, err := json.Marshal(pauseSpec(b.dir))
 	if err != nil {
 		return nil, nil, fmt.Errorf("encode pause container: %w", err)
+	}
+	// The kernel takes milliseconds to close a packet socket. The sentry pins
+	// its own to this ring, which we hold too: when it ends it is not the last
+	// holder, and what we close is closed aside.
+	if b.ring, err = pinring.NewDisabledIOURing(); err == nil {
+		files.lend("pin-ring-fd", b.ring)
+	} else {
+		b.runtime.log.Debug("boxes end slower without io_uring", "error", err)
 	}
 	socket, err := bindControl(b.controlPath())
 	files.add("controller-fd", socket, err)

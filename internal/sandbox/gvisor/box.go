@@ -29,6 +29,7 @@ type box struct {
 	gofer    *process // nil without a directory root
 	naming   *naming  // nil once the box has its name, or when it was adopted
 	words    *os.File // the guest's standard error; nil when the box was adopted
+	ring     *os.File // keeps what is slow to close; nil when the box was adopted
 	started  bool
 	released bool // this process holds nothing of the box any more
 	gone     bool // its processes have ended

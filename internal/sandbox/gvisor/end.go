@@ -172,7 +172,9 @@ func (b *box) release() {
 	b.watchers.Wait()
 	b.naming.close()
 	b.naming = nil
-	if b.words != nil {
-		b.words.Close()
+	for _, f := range []*os.File{b.words, b.ring} {
+		if f != nil {
+			f.Close()
+		}
 	}
 }

@@ -13,10 +13,11 @@ import (
 // in bytes, to be shown when it ends at once.
 const lastWords = 16 << 10
 
-// fileSet collects the files that a new process inherits and closes our side.
-// The first error sticks.
+// fileSet collects the files that a new process inherits, and closes ours.
+// Errors stick.
 type fileSet struct {
 	donations []donation
+	ours      []*os.File
 	err       error
 }
 
@@ -26,6 +27,12 @@ func (s *fileSet) add(flag string, f *os.File, err error) {
 		return
 	}
 	s.donations = append(s.donations, donation{flag, f})
+	s.ours = append(s.ours, f)
+}
+
+// lend adds a file that the caller keeps.
+func (s *fileSet) lend(flag string, f *os.File) {
+	s.donations = append(s.donations, donation{flag, f})
 }
 
 // addMem adds an anonymous file with the given content.
@@ -34,11 +41,7 @@ func (s *fileSet) addMem(flag string, content []byte) {
 	s.add(flag, f, err)
 }
 
-func (s *fileSet) close() {
-	for _, d := range s.donations {
-		d.file.Close()
-	}
-}
+func (s *fileSet) close() { closeAll(s.ours) }
 
 // naming is how a prepared box is given its host name: the pause program reads
 // it from its standard input and answers on its standard output.
