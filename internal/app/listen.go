@@ -5,25 +5,17 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
 	"time"
+
+	"github.com/moat-sandbox/moat/internal/ingress"
 )
 
-const (
-	// headerTimeout bounds how long a client may take to send its request
-	// headers. Bodies and answers have no limit: streams may last for days.
-	headerTimeout = 15 * time.Second
-	// idleTimeout is longer than that of the load balancers in front of us, so
-	// that they close idle connections and never meet one we just closed.
-	idleTimeout    = 620 * time.Second
-	maxHeaderBytes = 64 << 10
-	// drainTimeout is how long requests in flight may take when the server stops.
-	drainTimeout = 5 * time.Second
-)
+// drainTimeout is how long requests in flight may take when the server stops.
+const drainTimeout = 5 * time.Second
 
 // listeners are the open doors of the server, bound before anything else is
 // done, so that a port in use is found out at once.
@@ -91,15 +83,15 @@ func (l *listeners) close() {
 
 // serve answers on every listener until ctx ends, lets requests in flight
 // finish for a moment and cuts what is left.
-func (l *listeners) serve(ctx context.Context, public, operator http.Handler, log *slog.Logger) error {
+func (l *listeners) serve(ctx context.Context, public, operator *ingress.Ingress) error {
 	type door struct {
 		listener net.Listener
 		server   *http.Server
 	}
 	var doors []door
-	add := func(listener net.Listener, h http.Handler) {
+	add := func(listener net.Listener, in *ingress.Ingress) {
 		if listener != nil {
-			doors = append(doors, door{listener, newServer(h, log)})
+			doors = append(doors, door{listener, in.Server()})
 		}
 	}
 	add(l.http, public)
@@ -131,19 +123,4 @@ func (l *listeners) serve(ctx context.Context, public, operator http.Handler, lo
 		}
 	}
 	return errors.Join(errs...)
-}
-
-func newServer(h http.Handler, log *slog.Logger) *http.Server {
-	protocols := new(http.Protocols)
-	protocols.SetHTTP1(true)
-	protocols.SetHTTP2(true)
-	protocols.SetUnencryptedHTTP2(true)
-	return &http.Server{
-		Handler:           h,
-		Protocols:         protocols,
-		ReadHeaderTimeout: headerTimeout,
-		IdleTimeout:       idleTimeout,
-		MaxHeaderBytes:    maxHeaderBytes,
-		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
-	}
 }

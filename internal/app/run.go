@@ -76,7 +76,7 @@ func Run(ctx context.Context, c Config) (err error) {
 	if c.Ready != nil {
 		c.Ready(endpoints(c, doors, firstKey))
 	}
-	return doors.serve(ctx, public, operator, c.Logger)
+	return doors.serve(ctx, public, operator)
 }
 
 // endpoints says where the server is reached, by the addresses actually bound.
