@@ -55,11 +55,10 @@ func assemble(ctx context.Context, c Config, records store.Store) (_ *machine, e
 	if err := demand(ctx, m.runtime, c); err != nil {
 		return nil, err
 	}
-	network, never, err := openNetwork(c, instance)
-	if err != nil {
+	var never *policy.Never
+	if m.network, never, err = openNetwork(c, instance); err != nil {
 		return nil, err
 	}
-	m.network = network
 	m.templates, err = template.Open(template.Config{
 		Dir: filepath.Join(c.DataDir, "templates"), Store: records, Logger: c.Logger, Defaults: defaultLimits(),
 	})
@@ -105,9 +104,17 @@ func newRuntime(c Config, instance string) (sandbox.Runtime, error) {
 	root := filepath.Join(runDir(instance), c.Isolation)
 	switch c.Isolation {
 	case GVisor:
-		return gvisor.New(gvisor.Config{Root: root, Instance: instance, Logger: c.Logger})
+		r, err := gvisor.New(gvisor.Config{Root: root, Instance: instance, Logger: c.Logger})
+		if err != nil { // a nil *Runtime must not become a Runtime
+			return nil, err
+		}
+		return r, nil
 	case Namespaces:
-		return namespaces.New(namespaces.Config{Root: root, Instance: instance, Logger: c.Logger})
+		r, err := namespaces.New(namespaces.Config{Root: root, Instance: instance, Logger: c.Logger})
+		if err != nil {
+			return nil, err
+		}
+		return r, nil
 	default:
 		return nil, fmt.Errorf("isolation %q is unknown", c.Isolation)
 	}

@@ -35,10 +35,6 @@ func Run(ctx context.Context, c Config) (err error) {
 	}
 	down.add("close listeners", func() error { doors.close(); return nil })
 
-	firstKey, err := control.Bootstrap(ctx, records, c.APIKey)
-	if err != nil {
-		return err
-	}
 	m, err := assemble(ctx, c, records)
 	if err != nil {
 		return err
@@ -73,6 +69,11 @@ func Run(ctx context.Context, c Config) (err error) {
 	}
 	down.add("close operator's URLs", operator.Close)
 
+	// Last, because a key that was made but never shown is lost.
+	firstKey, err := control.Bootstrap(ctx, records, c.APIKey)
+	if err != nil {
+		return err
+	}
 	if c.Ready != nil {
 		c.Ready(endpoints(c, doors, firstKey))
 	}

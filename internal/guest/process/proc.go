@@ -103,12 +103,13 @@ func (s *Service) start(c *command, to *streams) (*child.Child, error) {
 // supervise reads a process's output to its end and reports how it ended. A
 // zero deadline is none.
 func (s *Service) supervise(p *proc, deadline time.Time) {
-	drained := make(chan struct{})
+	drained, ended := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(drained)
-		p.drain()
+		p.drain(ended)
 	}()
 	status := s.await(p, deadline)
+	close(ended)
 	if status.Signaled() {
 		select {
 		case <-drained:
@@ -152,8 +153,10 @@ func (s *Service) abandon(p *proc) {
 
 func (p *proc) ended() bool { return p.output.ended() }
 
-// drain publishes all output and closes our ends of it.
-func (p *proc) drain() {
+// drain publishes all output and closes our ends of it. A terminal stays open
+// until the process has ended: one that only lets go of its output (cat does,
+// to notice write errors) must not be hung up on.
+func (p *proc) drain(ended <-chan struct{}) {
 	var pumps sync.WaitGroup
 	for i, source := range p.sources {
 		event, size := stdoutEvent, pipeChunk
@@ -165,6 +168,9 @@ func (p *proc) drain() {
 		pumps.Go(func() {
 			defer source.Close()
 			p.output.pump(source, size, event)
+			if p.terminal {
+				<-ended
+			}
 		})
 	}
 	pumps.Wait()
