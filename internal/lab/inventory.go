@@ -72,24 +72,18 @@ func (n *Node) mounts() (lines []string, err error) {
 	return lines, nil
 }
 
-// processes lists every process in the node's PID namespace but its first.
+// processes lists every process on the node but its first, by the number it
+// has there. The node's /proc also shows those in PID namespaces below.
 func (n *Node) processes() (lines []string, err error) {
-	home, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", n.PID1()))
-	if err != nil {
-		return nil, err
-	}
-	dirs, err := filepath.Glob("/proc/[0-9]*")
+	proc := fmt.Sprintf("/proc/%d/root/proc", n.PID1())
+	dirs, err := filepath.Glob(filepath.Join(proc, "[0-9]*"))
 	if err != nil {
 		return nil, err
 	}
 	for _, dir := range dirs {
-		ns, err := os.Readlink(filepath.Join(dir, "ns/pid"))
-		if err != nil || ns != home || filepath.Base(dir) == strconv.Itoa(n.PID1()) {
-			continue // elsewhere, or gone by now
-		}
 		args, err := os.ReadFile(filepath.Join(dir, "cmdline"))
-		if err != nil {
-			continue // gone by now
+		if err != nil || filepath.Base(dir) == "1" {
+			continue // an error means that it is gone by now
 		}
 		command := strings.TrimSpace(strings.ReplaceAll(string(args), "\x00", " "))
 		lines = append(lines, fmt.Sprintf("process %s %s", filepath.Base(dir), command))

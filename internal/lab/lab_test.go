@@ -1,6 +1,7 @@
 package lab_test
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/tls"
@@ -316,7 +317,7 @@ func TestInventoryShowsWhatCameAndWent(t *testing.T) {
 	if !slices.Contains(before, "interface uplink0") {
 		t.Errorf("no uplink in %q", before)
 	}
-	script := `ip link add x0 type veth peer name x1 && nft add table inet x && mkdir /run/x && mount -t tmpfs x /run/x && echo up && read end`
+	script := `ip link add x0 type veth peer name x1 && nft add table inet x && mkdir /run/x && mount -t tmpfs x /run/x && echo $$ && read end`
 	cmd := l.Node.Command(t.Context(), "sh", "-c", script)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -329,7 +330,8 @@ func TestInventoryShowsWhatCameAndWent(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := io.ReadFull(out, make([]byte, 3)); err != nil {
+	pid, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
 		t.Fatal(err)
 	}
 	after, err := l.Node.Inventory()
@@ -341,7 +343,7 @@ func TestInventoryShowsWhatCameAndWent(t *testing.T) {
 		"interface x0",
 		"interface x1",
 		"mount /run/x of type tmpfs",
-		fmt.Sprintf("process %d sh -c %s", cmd.Process.Pid, script),
+		fmt.Sprintf("process %s sh -c %s", strings.TrimSpace(pid), script),
 		"table inet x",
 	}
 	if !slices.Equal(fresh, want) {
@@ -349,6 +351,31 @@ func TestInventoryShowsWhatCameAndWent(t *testing.T) {
 	}
 	if err := errors.Join(in.Close(), cmd.Wait()); err == nil {
 		t.Error("read succeeded without input")
+	}
+}
+
+func TestOrphansAreReaped(t *testing.T) {
+	l := start(t, lab.Config{})
+	// The inner shell's child outlives it and then ends.
+	script := `sh -c 'sh -c "echo \$\$; exec 1>&-; sleep 0.1" &'`
+	out, err := l.Node.Command(t.Context(), "sh", "-c", script).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	orphan := "process " + strings.TrimSpace(string(out)) + " "
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		now, err := l.Node.Inventory()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !slices.ContainsFunc(now, func(line string) bool { return strings.HasPrefix(line, orphan) }) {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the orphan is still there: %q", now)
+		}
+		<-time.After(10 * time.Millisecond)
 	}
 }
 

@@ -114,10 +114,11 @@ func (n *Node) enter(nameserver string) error {
 	return nil
 }
 
-// startFirst starts PID 1: it mounts the node's /proc, reaps orphans by
-// ignoring their end, and sleeps.
+// startFirst starts PID 1: it mounts the node's /proc and sleeps. It ignores
+// the end of children, so that the kernel reaps the orphans it inherits. (A
+// shell cannot do that: "trap '' CHLD" does not survive its exec.)
 func (n *Node) startFirst() error {
-	const script = `mount -t proc proc /proc && echo ready && trap '' CHLD && exec sleep infinity`
+	const script = `mount -t proc proc /proc && echo ready && exec env --ignore-signal=CHLD sleep infinity`
 	var complaint bytes.Buffer
 	n.first = exec.Command("/bin/sh", "-c", script)
 	n.first.Stderr = &complaint

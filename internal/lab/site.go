@@ -41,6 +41,7 @@ func newSite() http.Handler {
 		writeJSON(w, map[string]any{"from": seen.From.Addr(), "to": seen.To.Addr(), "host": r.Host})
 	})
 	mux.HandleFunc("/echo", func(w http.ResponseWriter, r *http.Request) {
+		_ = http.NewResponseController(w).EnableFullDuplex() // HTTP/2 is that anyway
 		_, _ = io.Copy(w, r.Body)
 	})
 	mux.HandleFunc("/redirect", func(w http.ResponseWriter, r *http.Request) {

@@ -7,56 +7,26 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
+	"time"
 )
 
 // cgroupRoot is where the control groups are, on the node as on the machine.
 const cgroupRoot = "/sys/fs/cgroup"
 
 // inventory lists what the node has: interfaces, nftables tables, mounts and
-// processes, and the control groups of our making.
+// processes, and the control groups of this server's.
 func (s *Server) inventory() ([]string, error) {
 	lines, err := s.Lab.Node.Inventory()
 	if err != nil {
 		return nil, err
 	}
-	groups, err := filepath.Glob(filepath.Join(cgroupRoot, "*", s.groupName(), "*"))
-	if err != nil {
-		return nil, err
+	groups, err := s.groups()
+	for _, path := range groups {
+		lines = append(lines, "cgroup "+path)
 	}
-	own, err := filepath.Glob(filepath.Join(cgroupRoot, "*", s.groupName()))
-	if err != nil {
-		return nil, err
-	}
-	for _, path := range append(own, groups...) {
-		if info, err := os.Stat(path); err == nil && info.IsDir() {
-			lines = append(lines, "cgroup "+path)
-		}
-	}
-	return lines, nil
-}
-
-// removeGroups removes the empty control groups of sandboxes that ended with the
-// laboratory: the machine's hierarchy is the one thing that outlives it.
-func (s *Server) removeGroups() error {
-	var errs []error
-	for _, pattern := range []string{filepath.Join(s.groupName(), "*"), s.groupName()} {
-		groups, err := filepath.Glob(filepath.Join(cgroupRoot, "*", pattern))
-		errs = append(errs, err)
-		for _, path := range groups {
-			if info, err := os.Stat(path); err == nil && info.IsDir() {
-				errs = append(errs, os.Remove(path))
-			}
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// groupName is the name under which this server's control groups are: the
-// machine may run other servers, whose groups are none of our business.
-func (s *Server) groupName() string {
-	sum := sha256.Sum256([]byte(s.DataDir))
-	return "moat-" + hex.EncodeToString(sum[:3])
+	return lines, err
 }
 
 // Leftovers lists what is on the node now and was not before its first server.
@@ -80,9 +50,45 @@ func (s *Server) Leftovers(tb testing.TB) []string {
 // to remove the last of a namespace.
 func (s *Server) ExpectClean(tb testing.TB) {
 	tb.Helper()
-	var left []string
-	s.Wait("nothing is left behind", func() bool {
-		left = s.Leftovers(tb)
-		return len(left) == 0 || tb.Failed()
-	})
+	deadline := time.Now().Add(patience)
+	for {
+		left := s.Leftovers(tb)
+		if len(left) == 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			tb.Errorf("left behind:\n%s", strings.Join(left, "\n"))
+			return
+		}
+		<-time.After(20 * time.Millisecond)
+	}
+}
+
+// removeGroups removes the control groups of sandboxes that ended with the
+// laboratory: the machine's hierarchy is the one thing that outlives it.
+func (s *Server) removeGroups() error {
+	groups, err := s.groups()
+	for _, path := range groups {
+		err = errors.Join(err, os.Remove(path))
+	}
+	return err
+}
+
+// groups lists this server's control groups, the inner ones first. The machine
+// may run other servers, whose groups are none of our business.
+func (s *Server) groups() (dirs []string, err error) {
+	sum := sha256.Sum256([]byte(s.DataDir))
+	name := "moat-" + hex.EncodeToString(sum[:3]) // as internal/app names them
+	for _, pattern := range []string{"*/" + name + "/*", name + "/*", "*/" + name, name} {
+		found, err := filepath.Glob(filepath.Join(cgroupRoot, pattern))
+		if err != nil {
+			return nil, err
+		}
+		for _, path := range found {
+			if info, err := os.Stat(path); err == nil && info.IsDir() {
+				dirs = append(dirs, path)
+			}
+		}
+	}
+	return dirs, nil
 }

@@ -23,6 +23,7 @@ func site() http.Handler {
 		_ = r.Header.Write(w) // the client may be gone
 	})
 	mux.HandleFunc("/echo", func(w http.ResponseWriter, r *http.Request) {
+		_ = http.NewResponseController(w).EnableFullDuplex() // HTTP/2 is that anyway
 		_, _ = io.Copy(w, r.Body)
 	})
 	mux.HandleFunc("/next", func(http.ResponseWriter, *http.Request) {
