@@ -60,7 +60,8 @@ func Hash(value string) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// Master derives tokens, so that none has to be stored.
+// Master derives tokens, so that none has to be stored. The zero Master has no
+// key and derives nothing that anybody could know.
 type Master struct{ key String }
 
 const masterBytes = 32
@@ -92,10 +93,19 @@ func writeNew(path string, raw []byte) error {
 	return errors.Join(err, f.Sync(), f.Close())
 }
 
+// Empty reports whether there is no key to derive from.
+func (m Master) Empty() bool { return m.key.Empty() }
+
 // Token derives a 64-digit hex token for a purpose and a subject. The same
 // three inputs always give the same token; a different purpose or subject gives
-// an unrelated one.
+// an unrelated one. Without a key each call gives a random token: one derived
+// from nothing could be predicted, and an empty one would leave doors open.
 func (m Master) Token(purpose, subject string) String {
+	if m.Empty() {
+		raw := make([]byte, sha256.Size)
+		_, _ = rand.Read(raw) // documented never to fail
+		return New(hex.EncodeToString(raw))
+	}
 	mac := hmac.New(sha256.New, []byte(m.key.Reveal()))
 	fmt.Fprintf(mac, "%d:%s:%s", len(purpose), purpose, subject)
 	return New(hex.EncodeToString(mac.Sum(nil)))

@@ -146,6 +146,22 @@ func TestTokensAreUnrelated(t *testing.T) {
 	}
 }
 
+// A Master that nobody opened guards like any other: nobody knows its tokens.
+func TestZeroMasterIsUnpredictable(t *testing.T) {
+	form := regexp.MustCompile(`^[0-9a-f]{64}$`)
+	seen := make(map[string]bool)
+	for range 8 {
+		token := Master{}.Token("guest", "i1").Reveal()
+		if !form.MatchString(token) || seen[token] {
+			t.Errorf("token %q is not a fresh one", token)
+		}
+		seen[token] = true
+	}
+	if opened, err := OpenMaster(filepath.Join(t.TempDir(), "master")); err != nil || opened.Empty() || !(Master{}).Empty() {
+		t.Error("Empty does not tell a Master with a key from one without")
+	}
+}
+
 func TestMasterRefusesDamage(t *testing.T) {
 	dir := t.TempDir()
 	for name, size := range map[string]int{"empty": 0, "short": masterBytes - 1, "long": masterBytes + 1} {
