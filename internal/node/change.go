@@ -8,12 +8,46 @@ import (
 
 	"github.com/moat-sandbox/moat/internal/policy"
 	"github.com/moat-sandbox/moat/internal/sandbox"
+	"github.com/moat-sandbox/moat/internal/secret"
 	"github.com/moat-sandbox/moat/internal/store"
 )
 
 // SetEnd moves the end of a sandbox's life. With extendOnly an earlier end than
 // the present one changes nothing.
 func (n *Node) SetEnd(ctx context.Context, id string, at time.Time, extendOnly bool) (store.Sandbox, error) {
+	record, err := n.amend(ctx, id, func(s *store.Sandbox) error {
+		if !extendOnly || at.After(s.EndAt) {
+			s.EndAt = at.UTC()
+		}
+		return nil
+	})
+	if err != nil {
+		return store.Sandbox{}, fmt.Errorf("set end of sandbox %s: %w", id, err)
+	}
+	return record, nil
+}
+
+// RotateTrafficToken gives a sandbox another traffic token. When it returns nil
+// the old one lets no request in any more; on error it still does. Streams that
+// the old one opened go on. A public sandbox has no token: sandbox.ErrPublic.
+func (n *Node) RotateTrafficToken(ctx context.Context, id string) (secret.String, error) {
+	record, err := n.amend(ctx, id, func(s *store.Sandbox) error {
+		if s.Ingress.Public {
+			return sandbox.ErrPublic
+		}
+		s.TrafficNonce = sandbox.NewNonce()
+		return nil
+	})
+	if err != nil {
+		return secret.String{}, fmt.Errorf("rotate traffic token of sandbox %s: %w", id, err)
+	}
+	n.Logger.Info("traffic token rotated", "sandbox", id)
+	return n.TrafficToken(record), nil
+}
+
+// amend changes what is recorded of a live sandbox, and what the node knows of
+// it, in one step.
+func (n *Node) amend(ctx context.Context, id string, edit func(*store.Sandbox) error) (store.Sandbox, error) {
 	l, err := n.find(id)
 	if err != nil {
 		return store.Sandbox{}, err
@@ -23,14 +57,9 @@ func (n *Node) SetEnd(ctx context.Context, id string, at time.Time, extendOnly b
 	if l.retired() {
 		return store.Sandbox{}, sandbox.ErrNotFound
 	}
-	record, err := n.Store.UpdateSandbox(ctx, id, func(s *store.Sandbox) error {
-		if !extendOnly || at.After(s.EndAt) {
-			s.EndAt = at.UTC()
-		}
-		return nil
-	})
+	record, err := n.Store.UpdateSandbox(ctx, id, edit)
 	if err != nil {
-		return store.Sandbox{}, fmt.Errorf("set end of sandbox %s: %w", id, err)
+		return store.Sandbox{}, err
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -59,13 +59,11 @@ func (n *Node) create(ctx context.Context, spec sandbox.Spec, template store.Tem
 		}
 	}()
 
-	// The three do not depend on each other. A slot is born closed, so nothing
-	// passes before Apply has confirmed the policy; a record without a sandbox
-	// is removed when the server starts.
+	// A slot is born closed, so nothing passes before its policy is confirmed; a
+	// record without a sandbox is removed when the server starts.
 	var steps errgroup.Group
-	steps.Go(func() error { return n.applyFirst(ctx, w.slot, compiled) })
 	steps.Go(func() error { return n.Store.CreateSandbox(ctx, record) })
-	steps.Go(func() error { return n.startGuest(ctx, record, spec.Env, template, w) })
+	steps.Go(func() error { return n.bring(ctx, record, spec.Env, template, compiled, w) })
 	if err := steps.Wait(); err != nil {
 		return store.Sandbox{}, err
 	}
@@ -89,6 +87,7 @@ func (n *Node) newRecord(spec sandbox.Spec, template store.Template, w warm) sto
 		Network:        spec.Network,
 		InternetAccess: spec.InternetAccess,
 		Generation:     1,
+		Ingress:        spec.Ingress,
 		Runtime:        n.Runtime.Name(),
 		Box:            w.box.ID(),
 		Slot:           w.slot.Index,
@@ -96,22 +95,27 @@ func (n *Node) newRecord(spec sandbox.Spec, template store.Template, w warm) sto
 	if spec.Template != template.ID {
 		record.Alias = spec.Template
 	}
+	if !spec.Ingress.Public {
+		record.TrafficNonce = sandbox.NewNonce()
+	}
 	return record
 }
 
-func (n *Node) applyFirst(ctx context.Context, slot kernel.Slot, p *policy.Policy) error {
-	if _, err := n.Network.Apply(ctx, slot, p); err != nil {
-		return fmt.Errorf("apply network policy: %w", err)
-	}
-	return nil
-}
-
-// startGuest runs the template in the box and tells its guest who it is.
-func (n *Node) startGuest(ctx context.Context, record store.Sandbox, env map[string]string, template store.Template, w warm) error {
-	if w.template == "" {
-		if err := n.start(ctx, &w, template); err != nil {
-			return err
+// bring puts the policy in force and the template into the box, then tells the
+// guest who it is. A guest cannot be spoken to before its slot has a policy.
+func (n *Node) bring(ctx context.Context, record store.Sandbox, env map[string]string, template store.Template, p *policy.Policy, w warm) error {
+	var steps errgroup.Group
+	steps.Go(func() error {
+		if _, err := n.Network.Apply(ctx, w.slot, p); err != nil {
+			return fmt.Errorf("apply network policy: %w", err)
 		}
+		return nil
+	})
+	if w.template == "" {
+		steps.Go(func() error { return n.start(ctx, &w, template) })
+	}
+	if err := steps.Wait(); err != nil {
+		return err
 	}
 	err := n.guest.init(ctx, w.slot.IP4, api.GuestInit{
 		AccessToken:    n.GuestToken(record).Reveal(),

@@ -105,6 +105,8 @@ func Open(ctx context.Context, c Config) (*Node, error) {
 	switch {
 	case c.Store == nil, c.Network == nil, c.Runtime == nil, c.Templates == nil, c.Logger == nil, c.Compile == nil:
 		return nil, errors.New("node: incomplete configuration")
+	case c.Master.Empty():
+		return nil, errors.New("node: no master key to derive tokens from")
 	case c.MaxSandboxes <= 0, c.TeamLimit <= 0:
 		return nil, errors.New("node: sandbox limits must be positive")
 	}
@@ -169,6 +171,15 @@ func (n *Node) GuestToken(s store.Sandbox) secret.String {
 		return secret.String{}
 	}
 	return n.Master.Token("guest", s.ID)
+}
+
+// TrafficToken is what requests from outside need to reach a sandbox; empty for
+// a public one. Without a nonce there is no token, so nobody gets in.
+func (n *Node) TrafficToken(s store.Sandbox) secret.String {
+	if s.Ingress.Public || s.TrafficNonce == "" {
+		return secret.String{}
+	}
+	return n.Master.Token("traffic", s.ID+":"+s.TrafficNonce)
 }
 
 func (n *Node) ids() []string {
