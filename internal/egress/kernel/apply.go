@@ -4,11 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"time"
 
-	"github.com/google/nftables"
-	"github.com/google/nftables/userdata"
 	"golang.org/x/sys/unix"
 
 	"github.com/moat-sandbox/moat/internal/policy"
@@ -30,14 +27,16 @@ func (n *Network) Apply(ctx context.Context, s Slot, p *policy.Policy) (Receipt,
 		return Receipt{}, fmt.Errorf("apply policy to slot %d: %w", s.Index, err)
 	}
 	defer st.mu.Unlock()
-	if err := n.enforce(s, p); err != nil {
+	wasOpen := st.open
+	st.open = wasOpen || p != nil // also when it is not certain what happened
+	if err := n.enforce(s, st, p); err != nil {
 		return Receipt{}, fmt.Errorf("apply policy to slot %d: %w", s.Index, err)
 	}
-	if !st.open { // it was closed, so there are no flows
-		st.open = p != nil
+	if !wasOpen { // there are no flows
 		return Receipt{}, nil
 	}
-	cut, err := cutSlot(s, p)
+	waitForPackets()
+	cut, err := n.tracker.endDenied(s, p)
 	if err != nil {
 		return Receipt{}, fmt.Errorf("apply policy to slot %d: the rules are in force, but not all flows are ended: %w", s.Index, err)
 	}
@@ -51,19 +50,33 @@ func (n *Network) CloseSlot(ctx context.Context, s Slot) error {
 	return err
 }
 
-func (n *Network) enforce(s Slot, p *policy.Policy) error {
+// enforce swaps the rules of a slot in one transaction. The sets they need are
+// filled by another one before; if the swap fails they are not in use, and the
+// next one takes them away.
+func (n *Network) enforce(s Slot, st *state, p *policy.Policy) error {
 	if err := n.checkNever(p); err != nil {
 		return err
 	}
-	plan, err := planSlot(n.layout, s, p)
+	st.generation++
+	plan, err := planSlot(s, p, st.generation)
 	if err != nil {
 		return err
 	}
+	if len(plan.sets) > 0 {
+		t := newTransaction()
+		n.rules.addSets(t, plan)
+		if err := n.rules.commit(t); err != nil {
+			return err
+		}
+	}
+	old := st.sets
+	st.sets = append(plan.setNames(), old...)
 	t := newTransaction()
-	n.rules.replace(t, plan)
+	n.rules.replace(t, plan, old)
 	if err := n.rules.commit(t); err != nil {
 		return err
 	}
+	st.sets = plan.setNames()
 	return n.rules.confirm(plan)
 }
 
@@ -74,64 +87,6 @@ func (n *Network) checkNever(p *policy.Policy) error {
 		return errors.New("the policy was compiled with another table of never-reachable addresses")
 	}
 	return nil
-}
-
-// confirm reads back that the rules of a plan are the ones in force.
-func (r *rules) confirm(p slotPlan) error {
-	table := &nftables.Table{Name: r.table, Family: nftables.TableFamilyINet}
-	got, err := (&nftables.Conn{}).GetRules(table, &nftables.Chain{Name: p.out.name})
-	if err != nil {
-		return fmt.Errorf("read back the rules: %w", err)
-	}
-	if len(got) != len(p.out.rules) {
-		return fmt.Errorf("read back the rules: the kernel has %d, want %d", len(got), len(p.out.rules))
-	}
-	for _, rule := range got {
-		if comment, _ := userdata.GetString(rule.UserData, userdata.TypeComment); comment != p.digest() {
-			return fmt.Errorf("read back the rules: they are of %q, want %q", comment, p.digest())
-		}
-	}
-	return nil
-}
-
-// cutSlot ends the flows of a slot that a policy denies, and all of them if
-// there is none. It returns how many there were.
-func cutSlot(s Slot, p *policy.Policy) (int, error) {
-	waitForPackets()
-	cut := 0
-	for _, a := range []netip.Addr{s.IP4, s.IP6} {
-		found, err := flowsFrom(a)
-		if err != nil {
-			return cut, err
-		}
-		if p == nil {
-			in, err := flowsTo(a)
-			if err != nil {
-				return cut, err
-			}
-			found = append(found, in...)
-		}
-		n, err := endDenied(found, p)
-		cut += n
-		if err != nil {
-			return cut, err
-		}
-	}
-	return cut, nil
-}
-
-func endDenied(flows []tracked, p *policy.Policy) (int, error) {
-	cut := 0
-	for _, c := range flows {
-		if p.Decide(c.flow()).Verdict == policy.Allow {
-			continue
-		}
-		if err := c.end(); err != nil {
-			return cut, err
-		}
-		cut++
-	}
-	return cut, nil
 }
 
 // waitForPackets returns when every packet that was judged by earlier rules
@@ -146,9 +101,10 @@ func waitForPackets() {
 }
 
 // Adopt takes over the slots that an earlier process left running. All rules
-// of the instance are replaced by those of this process in one step: at no
-// moment is a slot open that should not be, and flows that stay allowed see
-// nothing of it. Slots that are nobody's are closed; Sweep removes them.
+// of the instance are replaced by those of this process; at every moment the
+// old, the new or both are in force, so nothing opens that should not, and
+// flows that stay allowed see nothing of it. Slots that are nobody's are
+// closed; Sweep removes them.
 func (n *Network) Adopt(ctx context.Context, tenants []Tenant) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("adopt slots: %w", err)
@@ -162,22 +118,15 @@ func (n *Network) Adopt(ctx context.Context, tenants []Tenant) error {
 	if err != nil {
 		return fmt.Errorf("adopt slots: %w", err)
 	}
-	t := newTransaction()
-	if err := n.rules.deleteAll(t); err != nil {
-		return fmt.Errorf("adopt slots: %w", err)
-	}
-	n.rules.lay(t, planBase(n.layout, n.never))
-	for _, plan := range plans {
-		n.rules.add(t, plan)
-	}
-	if err := n.rules.commit(t); err != nil {
+	if err := n.rules.renew(planBase(n.layout, n.never), plans); err != nil {
 		return fmt.Errorf("adopt slots: %w", err)
 	}
 	n.adopted = true
-	for index := range plans {
-		n.slots[index] = &state{open: true} // until told otherwise
+	for _, plan := range plans {
+		n.slots[plan.slot.Index] = &state{open: true, sets: plan.setNames()} // open as far as we know
 	}
-	if err := n.cutAll(tenants); err != nil {
+	waitForPackets()
+	if err := n.tracker.endOthers(n.layout, tenants); err != nil {
 		return fmt.Errorf("adopt slots: the rules are in force, but not all flows are ended: %w", err)
 	}
 	return nil
@@ -185,7 +134,7 @@ func (n *Network) Adopt(ctx context.Context, tenants []Tenant) error {
 
 // planAll plans every slot that has an interface: as its tenant wants it, or
 // closed.
-func (n *Network) planAll(tenants []Tenant) (map[int]slotPlan, error) {
+func (n *Network) planAll(tenants []Tenant) ([]slotPlan, error) {
 	policies := map[int]*policy.Policy{}
 	for _, t := range tenants {
 		if _, err := n.Load(t.Slot.Index); err != nil {
@@ -200,40 +149,17 @@ func (n *Network) planAll(tenants []Tenant) (map[int]slotPlan, error) {
 	if err != nil {
 		return nil, err
 	}
-	plans := map[int]slotPlan{}
+	var plans []slotPlan
 	for index := range found {
 		s, err := n.slot(index)
 		if err != nil {
 			return nil, err
 		}
-		if plans[index], err = planSlot(n.layout, s, policies[index]); err != nil {
+		plan, err := planSlot(s, policies[index], 0)
+		if err != nil {
 			return nil, err
 		}
+		plans = append(plans, plan)
 	}
 	return plans, nil
-}
-
-// cutAll ends the flows begun from slots that their policies deny; without a
-// policy that is all of them.
-func (n *Network) cutAll(tenants []Tenant) error {
-	waitForPackets()
-	policies := map[netip.Addr]*policy.Policy{}
-	for _, t := range tenants {
-		policies[t.Slot.IP4], policies[t.Slot.IP6] = t.Policy, t.Policy
-	}
-	for _, family := range []netip.Prefix{n.range4, n.range6} {
-		found, err := flowsOf(family.Addr())
-		if err != nil {
-			return err
-		}
-		for _, c := range found {
-			if !family.Contains(c.src) {
-				continue
-			}
-			if _, err := endDenied([]tracked{c}, policies[c.src]); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
 }

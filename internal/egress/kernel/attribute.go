@@ -2,20 +2,22 @@ package kernel
 
 import (
 	"encoding/binary"
+	"iter"
 
 	"golang.org/x/sys/unix"
 )
 
-// Netlink attributes: length, type, value, padded to four bytes. Each function
-// appends one and returns the longer slice.
-
-// attrType masks the flags out of an attribute's type.
-const attrType = ^uint16(unix.NLA_F_NESTED | unix.NLA_F_NET_BYTEORDER)
+// Netlink attributes: length, type, value, padded to four bytes. The functions
+// that write append one attribute and return the longer slice.
 
 func attr(b []byte, kind uint16, value []byte) []byte {
 	b = binary.NativeEndian.AppendUint16(b, uint16(unix.SizeofNlAttr+len(value)))
 	b = binary.NativeEndian.AppendUint16(b, kind)
-	return pad(append(b, value...))
+	b = append(b, value...)
+	for len(b)%unix.NLA_ALIGNTO != 0 {
+		b = append(b, 0)
+	}
+	return b
 }
 
 func str(b []byte, kind uint16, value string) []byte {
@@ -26,10 +28,6 @@ func be32(b []byte, kind uint16, value uint32) []byte {
 	return attr(b, kind, binary.BigEndian.AppendUint32(nil, value))
 }
 
-func native32(b []byte, kind uint16, value uint32) []byte {
-	return attr(b, kind, binary.NativeEndian.AppendUint32(nil, value))
-}
-
 // nest appends an attribute whose value is what fill appends.
 func nest(b []byte, kind uint16, fill func([]byte) []byte) []byte {
 	start := len(b)
@@ -38,9 +36,21 @@ func nest(b []byte, kind uint16, fill func([]byte) []byte) []byte {
 	return b
 }
 
-func pad(b []byte) []byte {
-	for len(b)%unix.NLA_ALIGNTO != 0 {
-		b = append(b, 0)
+// attrs yields type and value of each attribute, without flags. It ends at the
+// first that is malformed.
+func attrs(b []byte) iter.Seq2[uint16, []byte] {
+	const flags = unix.NLA_F_NESTED | unix.NLA_F_NET_BYTEORDER
+	return func(yield func(uint16, []byte) bool) {
+		for len(b) >= unix.SizeofNlAttr {
+			length := int(binary.NativeEndian.Uint16(b))
+			if length < unix.SizeofNlAttr || length > len(b) {
+				return
+			}
+			if !yield(binary.NativeEndian.Uint16(b[2:])&^flags, b[unix.SizeofNlAttr:length]) {
+				return
+			}
+			padded := (length + unix.NLA_ALIGNTO - 1) &^ (unix.NLA_ALIGNTO - 1)
+			b = b[min(padded, len(b)):]
+		}
 	}
-	return b
 }

@@ -7,10 +7,28 @@ import (
 	"net/netip"
 
 	"github.com/vishvananda/netlink/nl"
+	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"github.com/moat-sandbox/moat/internal/policy"
 )
+
+// tracker is the connection to the kernel's connection tracker. The socket
+// stays open: closing one waits until the kernel has freed what the last
+// nftables transaction left, which takes many times as long as the request.
+type tracker struct {
+	sockets map[int]*nl.SocketHandle
+}
+
+func openTracker() (*tracker, error) {
+	socket, err := nl.GetNetlinkSocketAt(netns.None(), netns.None(), unix.NETLINK_NETFILTER)
+	if err != nil {
+		return nil, fmt.Errorf("open conntrack socket: %w", err)
+	}
+	return &tracker{sockets: map[int]*nl.SocketHandle{unix.NETLINK_NETFILTER: {Socket: socket}}}, nil
+}
+
+func (t *tracker) close() { t.sockets[unix.NETLINK_NETFILTER].Close() }
 
 // tracked is one entry of the connection tracker, seen from the side that
 // began the flow.
@@ -21,19 +39,9 @@ type tracked struct {
 	proto uint8
 	port  uint16
 
-	key []byte // the attributes that name the entry when it is deleted
+	family byte
+	key    []byte // the attributes that name the entry when it is deleted
 }
-
-// Attributes of a conntrack message that netlink does not name, from
-// linux/netfilter/nfnetlink_conntrack.h.
-const (
-	ctaID              = 12
-	ctaZone            = 18
-	ctaFilter          = 25
-	ctaFilterOrigFlags = 1
-	filterSource       = 1 << 0
-	filterDestination  = 1 << 1
-)
 
 // flow is the entry as policy sees it.
 func (c tracked) flow() policy.Flow {
@@ -44,112 +52,88 @@ func (c tracked) flow() policy.Flow {
 	return policy.Flow{Proto: proto, Dst: netip.AddrPortFrom(c.dst, c.port)}
 }
 
-// end deletes the entry: its next packet is judged like that of a new flow. An
-// entry that is gone already is no error.
-func (c tracked) end() error {
-	req := ctRequest(nl.IPCTNL_MSG_CT_DELETE, unix.NLM_F_ACK, c.src)
-	req.AddRawData(c.key)
-	if _, err := req.Execute(unix.NETLINK_NETFILTER, 0); err != nil && !errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("end flow from %v to %v: %w", c.src, c.dst, err)
+// end ends all flows that are condemned and returns how many there were. The
+// next packet of such a flow is judged like that of a new one.
+//
+// All entries are read and chosen here. The kernel could do that, but its
+// filter picks exactly the wrong entries for IPv6 (at least up to Linux 6.18).
+func (t *tracker) end(condemned func(tracked) bool) (int, error) {
+	found, err := t.list(condemned)
+	if err != nil {
+		return 0, fmt.Errorf("list flows: %w", err)
 	}
-	return nil
+	for i, c := range found {
+		req := t.request(nl.IPCTNL_MSG_CT_DELETE, unix.NLM_F_ACK, c.family)
+		req.AddRawData(c.key)
+		_, err := req.Execute(unix.NETLINK_NETFILTER, 0)
+		if err != nil && !errors.Is(err, unix.ENOENT) { // it may have ended by itself
+			return i, fmt.Errorf("end flow from %v to %v: %w", c.src, c.dst, err)
+		}
+	}
+	return len(found), nil
 }
 
-// flowsFrom lists the flows that an address began, flowsTo those that were
-// begun towards it. The kernel does the filtering where it can (5.8 and
-// later); callers get only what matches in any case.
-func flowsFrom(a netip.Addr) ([]tracked, error) {
-	return flows(a, filterSource, func(c tracked) bool { return c.src == a })
-}
-
-func flowsTo(a netip.Addr) ([]tracked, error) {
-	return flows(a, filterDestination, func(c tracked) bool { return c.dst == a })
-}
-
-// flowsOf lists all flows of the family of an address.
-func flowsOf(family netip.Addr) ([]tracked, error) {
-	return flows(family, 0, func(tracked) bool { return true })
-}
-
-func flows(a netip.Addr, filter uint32, match func(tracked) bool) ([]tracked, error) {
+// list returns the entries that match.
+func (t *tracker) list(match func(tracked) bool) (found []tracked, err error) {
 	// The kernel says when the table moved under the dump. What was missed then
 	// would live on, so the dump is repeated.
 	for range 10 {
-		req := ctRequest(nl.IPCTNL_MSG_CT_GET, unix.NLM_F_DUMP, a)
-		if filter != 0 {
-			req.AddRawData(ctFilter(a, filter))
-		}
-		msgs, err := req.Execute(unix.NETLINK_NETFILTER, 0)
-		if errors.Is(err, nl.ErrDumpInterrupted) {
-			continue
-		}
-		if err != nil {
-			return nil, fmt.Errorf("list flows of %v: %w", a, err)
-		}
-		var found []tracked
-		for _, m := range msgs {
-			c, err := parseTracked(m)
-			if err != nil {
-				return nil, fmt.Errorf("list flows of %v: %w", a, err)
-			}
-			if match(c) {
+		found = nil
+		var broken error
+		req := t.request(nl.IPCTNL_MSG_CT_GET, unix.NLM_F_DUMP, unix.AF_UNSPEC)
+		err = req.ExecuteIter(unix.NETLINK_NETFILTER, 0, func(msg []byte) bool {
+			var c tracked
+			if c, broken = parseTracked(msg); broken == nil && match(c) {
 				found = append(found, c)
 			}
+			return broken == nil
+		})
+		if broken != nil {
+			return nil, broken
 		}
-		return found, nil
+		if !errors.Is(err, nl.ErrDumpInterrupted) {
+			return found, err
+		}
 	}
-	return nil, fmt.Errorf("list flows of %v: the table kept changing", a)
+	return nil, err
 }
 
-func ctRequest(operation, flags int, family netip.Addr) *nl.NetlinkRequest {
+func (t *tracker) request(operation, flags int, family byte) *nl.NetlinkRequest {
 	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_CTNETLINK<<8|operation, flags)
-	header := &nl.Nfgenmsg{NfgenFamily: unix.AF_INET, Version: nl.NFNETLINK_V0}
-	if family.Is6() {
-		header.NfgenFamily = unix.AF_INET6
-	}
-	req.AddData(header)
+	req.Sockets = t.sockets
+	req.AddData(&nl.Nfgenmsg{NfgenFamily: family, Version: nl.NFNETLINK_V0})
 	return req
 }
 
-// ctFilter asks for entries that were begun from or to an address.
-func ctFilter(a netip.Addr, flags uint32) []byte {
-	kind := uint16(nl.CTA_IP_V4_SRC)
-	if a.Is6() {
-		kind = nl.CTA_IP_V6_SRC
-	}
-	if flags == filterDestination {
-		kind++ // the destination follows the source in both families
-	}
-	b := nest(nil, nl.CTA_TUPLE_ORIG, func(tuple []byte) []byte {
-		return nest(tuple, nl.CTA_TUPLE_IP, func(ip []byte) []byte { return attr(ip, kind, a.AsSlice()) })
-	})
-	return nest(b, ctaFilter, func(f []byte) []byte { return native32(f, ctaFilterOrigFlags, flags) })
-}
+// Attributes of a conntrack message that netlink does not name, from
+// linux/netfilter/nfnetlink_conntrack.h.
+const (
+	ctaID   = 12
+	ctaZone = 18
+)
 
+// parseTracked reads one entry. What cannot be read is an error: an entry that
+// was passed over would be a flow that is not ended.
 func parseTracked(msg []byte) (tracked, error) {
-	attrs, err := nl.ParseRouteAttr(msg[min(genmsgLen, len(msg)):])
-	if err != nil {
-		return tracked{}, err
+	if len(msg) < genmsgLen {
+		return tracked{}, fmt.Errorf("cannot read the entry %x", msg)
 	}
-	var c tracked
-	for _, a := range attrs {
-		switch kind := a.Attr.Type & attrType; kind {
+	c := tracked{family: msg[0]}
+	for kind, value := range attrs(msg[genmsgLen:]) {
+		switch kind {
 		case nl.CTA_TUPLE_ORIG:
-			var orig tuple
-			if orig, err = parseTuple(a.Value); err != nil {
-				return tracked{}, err
-			}
+			orig := parseTuple(value)
 			c.src, c.proto = orig.src, orig.proto
-			c.key = attr(c.key, a.Attr.Type, a.Value)
+			c.key = attr(c.key, kind|unix.NLA_F_NESTED, value)
 		case nl.CTA_TUPLE_REPLY:
-			var reply tuple
-			if reply, err = parseTuple(a.Value); err != nil {
-				return tracked{}, err
-			}
+			reply := parseTuple(value)
 			c.dst, c.port = reply.src, reply.sport
 		case ctaID, ctaZone:
-			c.key = attr(c.key, a.Attr.Type, a.Value)
+			c.key = attr(c.key, kind, value)
 		}
+	}
+	if !c.src.IsValid() || !c.dst.IsValid() {
+		return tracked{}, fmt.Errorf("cannot read the entry %x", msg)
 	}
 	return c, nil
 }
@@ -161,28 +145,48 @@ type tuple struct {
 	sport uint16
 }
 
-func parseTuple(b []byte) (tuple, error) {
-	var t tuple
-	parts, err := nl.ParseRouteAttr(b)
-	if err != nil {
-		return t, err
-	}
-	for _, part := range parts {
-		values, err := nl.ParseRouteAttr(part.Value)
-		if err != nil {
-			return t, err
-		}
-		inIP := part.Attr.Type&attrType == nl.CTA_TUPLE_IP
-		for _, v := range values {
-			switch kind := int(v.Attr.Type & attrType); {
-			case inIP && (kind == nl.CTA_IP_V4_SRC || kind == nl.CTA_IP_V6_SRC):
-				t.src, _ = netip.AddrFromSlice(v.Value)
-			case !inIP && kind == nl.CTA_PROTO_NUM && len(v.Value) == 1:
-				t.proto = v.Value[0]
-			case !inIP && kind == nl.CTA_PROTO_SRC_PORT && len(v.Value) == 2:
-				t.sport = binary.BigEndian.Uint16(v.Value)
+func parseTuple(b []byte) (t tuple) {
+	for part, values := range attrs(b) {
+		for kind, v := range attrs(values) {
+			switch {
+			case part == nl.CTA_TUPLE_IP && (kind == nl.CTA_IP_V4_SRC || kind == nl.CTA_IP_V6_SRC):
+				t.src, _ = netip.AddrFromSlice(v)
+			case part == nl.CTA_TUPLE_PROTO && kind == nl.CTA_PROTO_NUM && len(v) == 1:
+				t.proto = v[0]
+			case part == nl.CTA_TUPLE_PROTO && kind == nl.CTA_PROTO_SRC_PORT && len(v) == 2:
+				t.sport = binary.BigEndian.Uint16(v)
 			}
 		}
 	}
-	return t, nil
+	return t
+}
+
+// endDenied ends the flows of a slot that a policy denies. Without a policy
+// that is all of them, those that were begun from outside included.
+func (t *tracker) endDenied(s Slot, p *policy.Policy) (int, error) {
+	return t.end(func(c tracked) bool {
+		if c.src == s.IP4 || c.src == s.IP6 {
+			return p.Decide(c.flow()).Verdict != policy.Allow
+		}
+		return p == nil && (c.dst == s.IP4 || c.dst == s.IP6)
+	})
+}
+
+// endOthers ends all flows of slots but those that their policies allow, and
+// those begun from outside to a slot that has a tenant.
+func (t *tracker) endOthers(l layout, tenants []Tenant) error {
+	tenant := map[netip.Addr]*policy.Policy{}
+	for _, t := range tenants {
+		tenant[t.Slot.IP4], tenant[t.Slot.IP6] = t.Policy, t.Policy
+	}
+	_, err := t.end(func(c tracked) bool {
+		switch {
+		case l.owns(c.src):
+			return tenant[c.src].Decide(c.flow()).Verdict != policy.Allow
+		case l.owns(c.dst):
+			return tenant[c.dst] == nil
+		}
+		return false
+	})
+	return err
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
-	"net/netip"
 	"os"
 	"slices"
 
@@ -73,7 +72,7 @@ func (n *Network) build(s Slot) error {
 	if err := makePair(s, n.mtu); err != nil {
 		return err
 	}
-	plan, err := planSlot(n.layout, s, nil)
+	plan, err := planSlot(s, nil, 0)
 	if err != nil {
 		return err
 	}
@@ -82,33 +81,10 @@ func (n *Network) build(s Slot) error {
 	if err := n.rules.commit(t); err != nil {
 		return fmt.Errorf("close the slot: %w", err)
 	}
-	if err := endAllFlows(s); err != nil {
-		return err
-	}
 	if err := raiseHost(s); err != nil {
 		return err
 	}
 	return inNamespace(s.NetNS, func() error { return raiseInner(s) })
-}
-
-// endAllFlows makes the connection tracker forget a slot's addresses.
-func endAllFlows(s Slot) error {
-	for _, a := range []netip.Addr{s.IP4, s.IP6} {
-		out, err := flowsFrom(a)
-		if err != nil {
-			return err
-		}
-		in, err := flowsTo(a)
-		if err != nil {
-			return err
-		}
-		for _, c := range append(out, in...) {
-			if err := c.end(); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
 }
 
 // Destroy removes a slot and every trace of it. What runs in its namespace
@@ -138,14 +114,18 @@ func (n *Network) demolish(s Slot, st *state) error {
 	if err := lower(s.HostIf); err != nil {
 		return err
 	}
-	if err := n.removeRules(s); err != nil {
+	if err := n.removeRules(s, st.sets); err != nil {
 		return err
 	}
 	if err := removePair(s.HostIf); err != nil {
 		return err
 	}
-	if err := endAllFlows(s); err != nil {
-		return err
+	// The interface is gone, so nothing begins a flow any more: the address is
+	// clean for its next tenant. A slot that was never open has none to end.
+	if st.open {
+		if _, err := n.tracker.endDenied(s, nil); err != nil {
+			return err
+		}
 	}
 	if err := removeNamespace(s.NetNS); err != nil {
 		return err
@@ -159,14 +139,14 @@ func (n *Network) demolish(s Slot, st *state) error {
 
 // removeRules deletes a slot's rules if there are any. The guard goes by
 // itself: some kernels have deleted it together with its interface.
-func (n *Network) removeRules(s Slot) error {
-	plan, err := planSlot(n.layout, s, nil)
+func (n *Network) removeRules(s Slot, sets []string) error {
+	plan, err := planSlot(s, nil, 0)
 	if err != nil {
 		return err
 	}
 	guard, rest := newTransaction(), newTransaction()
 	guard.deleteChain(netdevFamily, n.rules.table, plan.guard.name)
-	n.rules.remove(rest, plan)
+	n.rules.remove(rest, plan, sets)
 	for _, t := range []*transaction{guard, rest} {
 		if err := n.rules.commit(t); err != nil && !errors.Is(err, unix.ENOENT) {
 			return fmt.Errorf("remove rules: %w", err)
@@ -243,11 +223,7 @@ func (n *Network) Uninstall(ctx context.Context) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.adopted = false // until somebody lays tables again
-	t := newTransaction()
-	if err := n.rules.deleteAll(t); err != nil {
-		return fmt.Errorf("uninstall: %w", err)
-	}
-	if err := n.rules.commit(t); err != nil {
+	if err := errors.Join(n.rules.clear(""), n.removeFences()); err != nil {
 		return fmt.Errorf("uninstall: %w", err)
 	}
 	return nil

@@ -73,15 +73,19 @@ func ip6(src, dst netip.Addr, next byte, payload []byte) []byte {
 	return append(b, payload...)
 }
 
-// udpTo makes a UDP datagram with correct checksum to the marker port.
+// udpTo makes a UDP datagram that isUDPTo knows again.
 func udpTo(src, dst netip.Addr, port uint16) []byte {
 	b := []byte{0x30, 0x39, byte(port >> 8), byte(port), 0, 12, 0, 0, 'm', 'o', 'a', 't'}
-	pseudo := append(append(src.AsSlice(), dst.AsSlice()...), 0, unix.IPPROTO_UDP, 0, byte(len(b)))
-	binary.BigEndian.PutUint16(b[6:], checksum(append(pseudo, b...)))
+	binary.BigEndian.PutUint16(b[6:], transportChecksum(src, dst, unix.IPPROTO_UDP, b))
 	return b
 }
 
-// echoRequest makes an ICMP message of a type that carries an echo's fields.
+// transportChecksum is over the addresses, too.
+func transportChecksum(src, dst netip.Addr, proto byte, segment []byte) uint16 {
+	pseudo := append(append(src.AsSlice(), dst.AsSlice()...), 0, proto, 0, byte(len(segment)))
+	return checksum(append(pseudo, segment...))
+}
+
 func icmpMessage(kind, code byte, rest ...byte) []byte {
 	b := append([]byte{kind, code, 0, 0}, rest...)
 	binary.BigEndian.PutUint16(b[2:], checksum(b))

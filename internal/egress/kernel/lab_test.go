@@ -186,6 +186,9 @@ func acceptEchoes(ln net.Listener) {
 		if err != nil {
 			return
 		}
+		// Slots vanish in the middle of conversations. Their connections must not
+		// linger here and meet a later one from the same port.
+		_ = conn.(*net.TCPConn).SetLinger(0)
 		go func() {
 			defer conn.Close()
 			buf := make([]byte, 64<<10)
@@ -304,6 +307,15 @@ func leftovers(t testing.TB, n *Network) []string {
 	if tables := nft(t, "list", "tables"); strings.Contains(tables, "moat_") {
 		left = append(left, tables)
 	}
+	routes, err := netlink.RouteList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range routes {
+		if r.Type == unix.RTN_UNREACHABLE {
+			left = append(left, r.String())
+		}
+	}
 	mounts, err := os.ReadFile("/proc/self/mounts")
 	if err != nil {
 		t.Fatal(err)
@@ -342,4 +354,48 @@ func apply(t testing.TB, n *Network, s Slot, p *policy.Policy) Receipt {
 		t.Fatal(err)
 	}
 	return r
+}
+
+// addNodeAddr gives the node another address while a test runs.
+func addNodeAddr(t *testing.T, a netip.Addr) {
+	t.Helper()
+	link, err := netlink.LinkByName("up0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	given := &netlink.Addr{IPNet: netipx.AddrIPNet(a)}
+	if err := netlink.AddrAdd(link, given); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := netlink.AddrDel(link, given); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// routeSlotsToNode makes the internet send packets for slots to the node, as a
+// machine on the same network could.
+func routeSlotsToNode(t *testing.T, n *Network) {
+	t.Helper()
+	change := func(apply func(*netlink.Route) error) error {
+		return inNamespace(internetNS, func() error {
+			link, err := netlink.LinkByName("net0")
+			if err != nil {
+				return err
+			}
+			for via, p := range map[netip.Addr]netip.Prefix{node4: n.range4, node6: n.range6} {
+				err = errors.Join(err, apply(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: netipx.PrefixIPNet(p), Gw: via.AsSlice()}))
+			}
+			return err
+		})
+	}
+	if err := change(netlink.RouteAdd); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := change(netlink.RouteDel); err != nil {
+			t.Error(err)
+		}
+	})
 }

@@ -63,6 +63,9 @@ func (l layout) slot(index int) (Slot, error) {
 	}, nil
 }
 
+// owns reports whether an address is in the ranges of the slots.
+func (l layout) owns(a netip.Addr) bool { return l.range4.Contains(a) || l.range6.Contains(a) }
+
 // ifPrefix begins the names of all host interfaces of this instance, and of
 // nothing else.
 func (l layout) ifPrefix() string { return "m" + l.instance + "-" }

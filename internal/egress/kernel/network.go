@@ -45,9 +45,11 @@ type Network struct {
 	layout
 	never *policy.Never
 	log   *slog.Logger
-	rules *rules
 	mtu   int
 	lock  net.PacketConn // held for as long as the Network is open
+
+	rules   *rules
+	tracker *tracker
 
 	mu      sync.Mutex
 	adopted bool           // the tables in the kernel are those of this process
@@ -57,9 +59,11 @@ type Network struct {
 
 // state is what a Network remembers of a slot.
 type state struct {
-	mu   sync.Mutex // serialises what changes the slot
-	open bool       // flows may exist
-	gone bool
+	mu         sync.Mutex // serialises what changes the slot
+	open       bool       // it lets packets through, or did, so flows may exist
+	gone       bool
+	generation int      // of the latest plan
+	sets       []string // that the kernel may have for it, of any generation
 }
 
 // lockName is bound in the abstract namespace of Unix sockets, of which every
@@ -115,11 +119,17 @@ func (n *Network) start() (err error) {
 	if err := prepareHost(); err != nil {
 		return err
 	}
+	if err := n.fenceRanges(); err != nil {
+		return err
+	}
 	uplinks, err := findUplinks()
 	if err != nil {
 		return err
 	}
 	n.mtu = smallestMTU(uplinks)
+	if n.tracker, err = openTracker(); err != nil {
+		return err
+	}
 	if n.rules, err = openRules(n.table()); err != nil {
 		return err
 	}
@@ -131,17 +141,15 @@ func (n *Network) start() (err error) {
 
 // layTables makes the shared tables if there are none.
 func (n *Network) layTables() error {
-	inet, netdev, err := n.rules.exists()
-	if err != nil || inet || netdev {
+	tables, err := n.rules.found()
+	if err != nil || len(tables) > 0 {
 		return err
 	}
-	t := newTransaction()
-	n.rules.lay(t, planBase(n.layout, n.never))
-	if err := n.rules.commit(t); err != nil {
+	if err := n.rules.renew(planBase(n.layout, n.never), nil); err != nil {
 		return fmt.Errorf("lay the tables: %w", err)
 	}
 	n.adopted = true
-	return nil
+	return n.tracker.endOthers(n.layout, nil)
 }
 
 // checkRanges refuses addresses that are in use for something else.
@@ -152,7 +160,7 @@ func (n *Network) checkRanges() error {
 	}
 	for _, r := range routes {
 		prefix, ok := netipx.FromStdIPNet(r.Dst)
-		if r.Dst == nil || !ok || !inside(n.range4, prefix) && !inside(n.range6, prefix) {
+		if !ok || r.Type == unix.RTN_UNREACHABLE || !inside(n.range4, prefix) && !inside(n.range6, prefix) {
 			continue
 		}
 		link, err := netlink.LinkByIndex(r.LinkIndex)
@@ -166,6 +174,35 @@ func (n *Network) checkRanges() error {
 	return nil
 }
 
+// fences are routes that lead nowhere for all addresses of slots. Each slot has
+// more specific ones while it exists. Without the fences, what the node still
+// sends to a sandbox that is gone would take the default route out of the house.
+func (n *Network) fences() []*netlink.Route {
+	var routes []*netlink.Route
+	for _, p := range []netip.Prefix{n.range4, n.range6} {
+		routes = append(routes, &netlink.Route{Dst: netipx.PrefixIPNet(p), Type: unix.RTN_UNREACHABLE})
+	}
+	return routes
+}
+
+func (n *Network) fenceRanges() error {
+	for _, r := range n.fences() {
+		if err := netlink.RouteReplace(r); err != nil {
+			return fmt.Errorf("fence %v: %w", r.Dst, err)
+		}
+	}
+	return nil
+}
+
+func (n *Network) removeFences() error {
+	for _, r := range n.fences() {
+		if err := netlink.RouteDel(r); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("remove fence %v: %w", r.Dst, err)
+		}
+	}
+	return nil
+}
+
 func inside(outer, p netip.Prefix) bool {
 	return p.Bits() >= outer.Bits() && outer.Contains(p.Addr())
 }
@@ -173,6 +210,9 @@ func inside(outer, p netip.Prefix) bool {
 // Close lets go of the namespace. Slots, tables and flows stay as they are.
 func (n *Network) Close() error {
 	var errs []error
+	if n.tracker != nil {
+		n.tracker.close()
+	}
 	if n.rules != nil {
 		errs = append(errs, n.rules.close())
 	}

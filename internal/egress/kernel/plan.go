@@ -1,6 +1,8 @@
 package kernel
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 
 	"github.com/google/nftables/expr"
@@ -23,13 +25,17 @@ const (
 
 // base says where in the kernel's path a chain is run. A chain without one is
 // only run when another leads to it.
+//
+// What all rules let through is accepted, so chains that must not do that end
+// with a rule that drops. A dropping policy would act too early: when tables
+// are replaced the kernel runs a new chain, still without its rules, before the
+// transaction takes effect.
 type base struct {
 	kind     string // filter or nat
 	hook     string // as nft names it
 	hooknum  uint32
 	device   string // for ingress
 	priority int32
-	drop     bool // what the last rule lets through is dropped, else accepted
 }
 
 type chain struct {
@@ -56,10 +62,11 @@ type basePlan struct {
 // planBase returns the shared part. It depends on nothing but its arguments.
 func planBase(l layout, never *policy.Never) basePlan {
 	never4, never6 := never.Ranges()
+	sets := []set{{name: "never4", ranges: never4}, {name: "never6", v6: true, ranges: never6}}
 	return basePlan{
 		maps:   []string{mapOut, mapIn},
-		sets:   []set{{name: "never4", ranges: never4}, {name: "never6", v6: true, ranges: never6}},
-		inet:   append(hookChains(l), judgeChains(l)...),
+		sets:   sets,
+		inet:   append(hookChains(l), judgeChains(l, sets)...),
 		netdev: []chain{headersChain()},
 	}
 }
@@ -98,12 +105,12 @@ func hookChains(l layout) []chain {
 // Every packet that leaves a slot is judged by where it goes, not only the
 // first of its flow: a tightened policy holds from its first packet on. What
 // the connection tracker knows counts only for what comes back.
-func judgeChains(l layout) []chain {
+func judgeChains(l layout, never []set) []chain {
 	return []chain{
 		{name: "from_slot", rules: []rule{
 			{outPrefix(l.ifPrefix()), goTo("refuse")}, // another sandbox
-			{toSet4("never4"), goTo("refuse")},
-			{toSet6("never6"), goTo("refuse")},
+			{toSet(never[0]), goTo("refuse")},
+			{toSet(never[1]), goTo("refuse")},
 			{ctState("invalid", expr.CtStateBitINVALID), counter(), drop()},
 			{ctState("related", expr.CtStateBitRELATED), goTo("errors")},
 			{synOnly(), clampMSS()},
@@ -175,71 +182,88 @@ const (
 // slotPlan is everything the kernel holds for one slot. Its text shows the
 // rules as nft prints them.
 type slotPlan struct {
-	layout layout
-	slot   Slot
-	sets   []set // always the same four, so that a plan replaces any other
-	out    chain
-	in     chain
-	guard  chain
+	slot  Slot
+	sets  []set
+	out   chain // packets from the slot
+	in    chain // packets to the slot
+	guard chain // frames as they come from the slot
+	// digest identifies the plan. The kernel carries it with the rules, so that
+	// they can be told from those of another plan.
+	digest string
 }
 
 // planSlot turns a policy into rules. It is pure: the same arguments give the
 // same plan. A nil policy closes the slot in both directions.
-func planSlot(l layout, s Slot, p *policy.Policy) (slotPlan, error) {
+//
+// The generation numbers the plans of a slot. It is part of the names of sets,
+// because old and new rules must not share one: a packet that the old rules
+// have begun to judge would be looked for among the addresses of the new.
+func planSlot(s Slot, p *policy.Policy, generation int) (slotPlan, error) {
 	ranges, err := p.Ranges()
 	if err != nil {
 		return slotPlan{}, fmt.Errorf("plan slot %d: %w", s.Index, err)
 	}
-	name := func(prefix string) string { return fmt.Sprintf("%s_%d", prefix, s.Index) }
-	plan := slotPlan{layout: l, slot: s, sets: []set{
-		{name: name("allow4"), ranges: ranges.Allow4},
-		{name: name("allow6"), v6: true, ranges: ranges.Allow6},
-		{name: name("deny4"), ranges: ranges.Deny4},
-		{name: name("deny6"), v6: true, ranges: ranges.Deny6},
-	}}
-	plan.out = chain{name: name("out"), rules: []rule{{counter(), drop()}}}
-	plan.in = chain{name: name("in"), rules: []rule{{counter(), drop()}}}
-	plan.guard = chain{name: name("guard"), rules: []rule{{counter(), drop()}}, base: &base{
-		kind: "filter", hook: "ingress", hooknum: unix.NF_NETDEV_INGRESS, device: s.HostIf, priority: -500, drop: true,
-	}}
+	closed := []rule{{counter(), drop()}}
+	plan := slotPlan{
+		slot: s,
+		out:  chain{name: fmt.Sprintf("out_%d", s.Index), rules: closed},
+		in:   chain{name: fmt.Sprintf("in_%d", s.Index), rules: closed},
+		guard: chain{name: fmt.Sprintf("guard_%d", s.Index), rules: closed, base: &base{
+			kind: "filter", hook: "ingress", hooknum: unix.NF_NETDEV_INGRESS, device: s.HostIf, priority: -500,
+		}},
+	}
 	if p != nil {
-		plan.out.rules = judgeRules(plan.sets, ranges.Default)
+		plan.sets, plan.out.rules = judgeRules(ranges, fmt.Sprintf("%d_%d", s.Index, generation))
 		plan.in.rules = []rule{{counter(), accept()}}
 		plan.guard.rules = guardRules(s)
 	}
+	sum := sha256.Sum256([]byte(plan.String()))
+	plan.digest = "plan " + hex.EncodeToString(sum[:8])
 	return plan, nil
 }
 
+func (p slotPlan) setNames() []string {
+	names := make([]string, len(p.sets))
+	for i, s := range p.sets {
+		names[i] = s.name
+	}
+	return names
+}
+
 // judgeRules asks the lists in their order. A list without entries costs
-// nothing, one with every address needs no lookup.
-func judgeRules(sets []set, byDefault policy.Verdict) []rule {
-	rules := []rule{
+// nothing, one with every address needs no set.
+func judgeRules(r policy.Ranges, suffix string) (sets []set, rules []rule) {
+	rules = []rule{
 		{l4proto("icmp", unix.IPPROTO_ICMP), limitOver(echoRate, echoBurst), counter(), drop()},
 		{l4proto("ipv6-icmp", unix.IPPROTO_ICMPV6), limitOver(echoRate, echoBurst), counter(), drop()},
 	}
 	allow := []statement{counter(), accept()}
 	deny := []statement{goTo("refuse")}
-	for i, then := range [][]statement{allow, allow, deny, deny} {
-		if s := sets[i]; len(s.ranges) > 0 {
-			rules = append(rules, append(rule{s.match()}, then...))
+	for _, list := range []struct {
+		set  set
+		then []statement
+	}{
+		{set{name: "allow4_" + suffix, ranges: r.Allow4}, allow},
+		{set{name: "allow6_" + suffix, ranges: r.Allow6, v6: true}, allow},
+		{set{name: "deny4_" + suffix, ranges: r.Deny4}, deny},
+		{set{name: "deny6_" + suffix, ranges: r.Deny6, v6: true}, deny},
+	} {
+		switch {
+		case len(list.set.ranges) == 0:
+			continue
+		case list.set.full() && list.set.v6:
+			rules = append(rules, append(rule{is6()}, list.then...))
+		case list.set.full():
+			rules = append(rules, append(rule{is4()}, list.then...))
+		default:
+			sets = append(sets, list.set)
+			rules = append(rules, append(rule{toSet(list.set)}, list.then...))
 		}
 	}
-	if byDefault == policy.Allow {
-		return append(rules, allow)
+	if r.Default == policy.Allow {
+		return sets, append(rules, allow)
 	}
-	return append(rules, deny)
-}
-
-func (s set) match() statement {
-	switch all := s.full(); {
-	case all && s.v6:
-		return is6()
-	case all:
-		return is4()
-	case s.v6:
-		return toSet6(s.name)
-	}
-	return toSet4(s.name)
+	return sets, append(rules, deny)
 }
 
 // full reports whether the set holds its whole family.

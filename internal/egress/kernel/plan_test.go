@@ -53,9 +53,9 @@ func TestPlan(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	texts := map[string]string{"shared": planBase(l, never(t)).text(l.table())}
+	texts := map[string]string{"shared": planBase(l, never(t)).String()}
 	for name, p := range golden(t) {
-		plan, err := planSlot(l, slot, p)
+		plan, err := planSlot(slot, p, 1)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -83,10 +83,10 @@ func TestPlan(t *testing.T) {
 // rules of a machine can read them.
 func TestKernelHoldsThePlan(t *testing.T) {
 	n := open(t)
-	want := blocks(planBase(n.layout, n.never).text(n.table()))
+	want := blocks(planBase(n.layout, n.never).String())
 	for _, p := range golden(t) {
 		s := create(t, n, p)
-		plan, err := planSlot(n.layout, s, p)
+		plan, err := planSlot(s, p, 1)
 		if err != nil {
 			t.Fatal(err)
 		}

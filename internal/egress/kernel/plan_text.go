@@ -1,8 +1,6 @@
 package kernel
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	"strings"
 )
@@ -10,28 +8,28 @@ import (
 // String shows the plan in the notation of nft.
 func (p slotPlan) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "table inet %s {\n", p.layout.table())
-	for _, m := range []struct{ name, chain string }{{mapOut, p.out.name}, {mapIn, p.in.name}} {
-		fmt.Fprintf(&b, "\tmap %s {\n\t\telements = { \"%s\" : goto %s }\n\t}\n", m.name, p.slot.HostIf, m.chain)
-	}
+	b.WriteString("table inet {\n")
+	fmt.Fprintf(&b, "\tmap %s {\n\t\telements = { \"%s\" : goto %s }\n\t}\n", mapOut, p.slot.HostIf, p.out.name)
+	fmt.Fprintf(&b, "\tmap %s {\n\t\telements = { \"%s\" : goto %s }\n\t}\n", mapIn, p.slot.HostIf, p.in.name)
 	writeTable(&b, p.sets, []chain{p.out, p.in})
-	fmt.Fprintf(&b, "table netdev %s {\n", p.layout.table())
+	b.WriteString("table netdev {\n")
 	writeTable(&b, nil, []chain{p.guard})
 	return b.String()
 }
 
-func (p basePlan) text(table string) string {
+// String shows the plan in the notation of nft.
+func (p basePlan) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "table inet %s {\n", table)
+	b.WriteString("table inet {\n")
 	writeTable(&b, p.sets, p.inet)
-	fmt.Fprintf(&b, "table netdev %s {\n", table)
+	b.WriteString("table netdev {\n")
 	writeTable(&b, nil, p.netdev)
 	return b.String()
 }
 
 func writeTable(b *strings.Builder, sets []set, chains []chain) {
 	for _, s := range sets {
-		fmt.Fprintf(b, "\tset %s {\n%s\t}\n", s.name, s.text())
+		fmt.Fprintf(b, "\tset %s {\n\t\ttype %s\n\t\tflags interval\n\t\telements = { %s }\n\t}\n", s.name, s.kind(), s.elements())
 	}
 	for _, c := range chains {
 		fmt.Fprintf(b, "\tchain %s {\n%s\t}\n", c.name, c.text())
@@ -39,15 +37,14 @@ func writeTable(b *strings.Builder, sets []set, chains []chain) {
 	b.WriteString("}\n")
 }
 
-func (s set) text() string {
-	kind := "ipv4_addr"
+func (s set) kind() string {
 	if s.v6 {
-		kind = "ipv6_addr"
+		return "ipv6_addr"
 	}
-	text := fmt.Sprintf("\t\ttype %s\n\t\tflags interval\n", kind)
-	if len(s.ranges) == 0 {
-		return text
-	}
+	return "ipv4_addr"
+}
+
+func (s set) elements() string {
 	elements := make([]string, len(s.ranges))
 	for i, r := range s.ranges {
 		prefix, ok := r.Prefix()
@@ -60,7 +57,7 @@ func (s set) text() string {
 			elements[i] = r.String()
 		}
 	}
-	return text + "\t\telements = { " + strings.Join(elements, ", ") + " }\n"
+	return strings.Join(elements, ", ")
 }
 
 func (c chain) text() string {
@@ -76,27 +73,12 @@ func (c chain) text() string {
 
 // String shows where the chain is run, as nft prints it.
 func (h *base) String() string {
-	priority, after := "", "accept"
-	switch {
-	case h.hook == "postrouting" && h.priority == 100:
-		priority = "srcnat"
-	case h.hook == "ingress":
-		priority = fmt.Sprintf("device \"%s\" priority %d", h.device, h.priority)
-	default:
-		priority = fmt.Sprintf("filter - %d", -h.priority)
+	place := fmt.Sprintf("priority filter - %d", -h.priority)
+	switch h.hook {
+	case "postrouting":
+		place = "priority srcnat"
+	case "ingress":
+		place = fmt.Sprintf("device \"%s\" priority %d", h.device, h.priority)
 	}
-	if h.drop {
-		after = "drop"
-	}
-	if h.hook != "ingress" {
-		priority = "priority " + priority
-	}
-	return fmt.Sprintf("type %s hook %s %s; policy %s;", h.kind, h.hook, priority, after)
-}
-
-// digest identifies a plan by its text. The kernel carries it with the rules,
-// so that they can be told from those of another plan.
-func (p slotPlan) digest() string {
-	sum := sha256.Sum256([]byte(p.String()))
-	return "plan " + hex.EncodeToString(sum[:8])
+	return fmt.Sprintf("type %s hook %s %s; policy accept;", h.kind, h.hook, place)
 }

@@ -17,11 +17,13 @@ import (
 // firewall being reloaded, can take them away under running sandboxes. When
 // the socket closes, the tables stay.
 type rules struct {
-	table string
-	flags uint32 // of our tables
+	places [2]string // names that our tables can have
+	table  string    // the one they have
+	flags  uint32    // of our tables
 
-	mu sync.Mutex // one transaction at a time
-	fd int
+	mu   sync.Mutex // one request at a time
+	fd   int
+	read *nftables.Conn // for reading back; kept open as the tracker's socket is
 }
 
 // Table flags, from linux/netfilter/nf_tables.h.
@@ -35,21 +37,30 @@ func openRules(table string) (*rules, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open nftables socket: %w", err)
 	}
-	r := &rules{table: table, flags: tableOwned | tablePersist, fd: fd}
+	r := &rules{places: [2]string{table, table + "_2"}, table: table, flags: tableOwned | tablePersist, fd: fd}
 	err = unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
 	if err == nil { // error replies need not repeat the message
 		err = unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_CAP_ACK, 1)
 	}
 	if err == nil {
+		r.read, err = nftables.New(nftables.AsLasting())
+	}
+	if err == nil {
 		err = r.probe()
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("open nftables socket: %w", err), unix.Close(fd))
+		return nil, errors.Join(fmt.Errorf("open nftables socket: %w", err), r.close())
 	}
 	return r, nil
 }
 
-func (r *rules) close() error { return unix.Close(r.fd) }
+func (r *rules) close() error {
+	err := unix.Close(r.fd)
+	if r.read != nil {
+		err = errors.Join(err, r.read.CloseLasting())
+	}
+	return err
+}
 
 // probe finds out whether tables can be owned, with one that never comes into
 // being because it goes in the same transaction.
@@ -121,101 +132,3 @@ func (r *rules) replies(t *transaction) error {
 }
 
 func nlAlign(n int) int { return max((n+unix.NLMSG_ALIGNTO-1)&^(unix.NLMSG_ALIGNTO-1), headerLen) }
-
-// exists reports which of our two tables are there.
-func (r *rules) exists() (inet, netdev bool, err error) {
-	tables, err := (&nftables.Conn{}).ListTables()
-	if err != nil {
-		return false, false, fmt.Errorf("list nftables tables: %w", err)
-	}
-	for _, t := range tables {
-		if t.Name == r.table {
-			inet = inet || t.Family == nftables.TableFamilyINet
-			netdev = netdev || t.Family == nftables.TableFamilyNetdev
-		}
-	}
-	return inet, netdev, nil
-}
-
-// deleteAll removes our tables as part of a transaction.
-func (r *rules) deleteAll(t *transaction) error {
-	inet, netdev, err := r.exists()
-	if inet {
-		t.deleteTable(inetFamily, r.table)
-	}
-	if netdev {
-		t.deleteTable(netdevFamily, r.table)
-	}
-	return err
-}
-
-// lay adds the tables with what all slots share.
-func (r *rules) lay(t *transaction, p basePlan) {
-	t.addTable(inetFamily, r.table, r.flags)
-	t.addTable(netdevFamily, r.table, r.flags)
-	for _, name := range p.maps {
-		t.addMap(r.table, name)
-	}
-	for _, s := range p.sets {
-		t.addSet(r.table, s)
-		t.addElements(r.table, s)
-	}
-	r.addChains(t, inetFamily, p.inet)
-	r.addChains(t, netdevFamily, p.netdev)
-}
-
-// addChains adds chains before their rules, because rules lead from one to
-// another.
-func (r *rules) addChains(t *transaction, family byte, chains []chain) {
-	for _, c := range chains {
-		t.addChain(family, r.table, c)
-	}
-	for _, c := range chains {
-		t.addRules(family, r.table, c, "")
-	}
-}
-
-// add makes the rules of a slot that has none yet.
-func (r *rules) add(t *transaction, p slotPlan) {
-	for _, s := range p.sets {
-		t.addSet(r.table, s)
-	}
-	t.addChain(inetFamily, r.table, p.out)
-	t.addChain(inetFamily, r.table, p.in)
-	t.addChain(netdevFamily, r.table, p.guard)
-	r.fill(t, p)
-	t.route(r.table, mapOut, p.slot.HostIf, p.out.name)
-	t.route(r.table, mapIn, p.slot.HostIf, p.in.name)
-}
-
-// replace puts a plan in the place of the one in force.
-func (r *rules) replace(t *transaction, p slotPlan) {
-	t.flushChain(inetFamily, r.table, p.out.name)
-	t.flushChain(inetFamily, r.table, p.in.name)
-	t.flushChain(netdevFamily, r.table, p.guard.name)
-	for _, s := range p.sets {
-		t.flushSet(r.table, s.name)
-	}
-	r.fill(t, p)
-}
-
-func (r *rules) fill(t *transaction, p slotPlan) {
-	for _, s := range p.sets {
-		t.addElements(r.table, s)
-	}
-	comment := p.digest()
-	t.addRules(inetFamily, r.table, p.out, comment)
-	t.addRules(inetFamily, r.table, p.in, comment)
-	t.addRules(netdevFamily, r.table, p.guard, comment)
-}
-
-// remove takes a slot's rules away.
-func (r *rules) remove(t *transaction, p slotPlan) {
-	t.unroute(r.table, mapOut, p.slot.HostIf)
-	t.unroute(r.table, mapIn, p.slot.HostIf)
-	t.deleteChain(inetFamily, r.table, p.out.name)
-	t.deleteChain(inetFamily, r.table, p.in.name)
-	for _, s := range p.sets {
-		t.deleteSet(r.table, s.name)
-	}
-}

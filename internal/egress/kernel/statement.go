@@ -30,6 +30,8 @@ func (r rule) String() string {
 	return strings.Join(texts, " ")
 }
 
+func part(text string, exprs ...expr.Any) statement { return statement{text: text, exprs: exprs} }
+
 // reg is the register that all statements use; none depends on another's.
 const reg = 1
 
@@ -49,164 +51,152 @@ func mask(bits []byte) *expr.Bitwise {
 
 // inPrefix and outPrefix match every interface whose name begins so.
 func inPrefix(prefix string) statement {
-	return statement{fmt.Sprintf(`iifname "%s*"`, prefix), []expr.Any{meta(expr.MetaKeyIIFNAME), equal([]byte(prefix))}}
+	return part(fmt.Sprintf(`iifname "%s*"`, prefix), meta(expr.MetaKeyIIFNAME), equal([]byte(prefix)))
 }
 
 func outPrefix(prefix string) statement {
-	return statement{fmt.Sprintf(`oifname "%s*"`, prefix), []expr.Any{meta(expr.MetaKeyOIFNAME), equal([]byte(prefix))}}
+	return part(fmt.Sprintf(`oifname "%s*"`, prefix), meta(expr.MetaKeyOIFNAME), equal([]byte(prefix)))
 }
 
 func notOutPrefix(prefix string) statement {
-	return statement{fmt.Sprintf(`oifname != "%s*"`, prefix), []expr.Any{
-		meta(expr.MetaKeyOIFNAME),
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: reg, Data: []byte(prefix)},
-	}}
+	return part(fmt.Sprintf(`oifname != "%s*"`, prefix),
+		meta(expr.MetaKeyOIFNAME), &expr.Cmp{Op: expr.CmpOpNeq, Register: reg, Data: []byte(prefix)})
 }
 
 // inMap and outMap leave the rest to the verdict that a map holds for the
 // interface.
 func inMap(name string) statement {
-	return statement{"iifname vmap @" + name, []expr.Any{meta(expr.MetaKeyIIFNAME), verdictOf(name)}}
+	return part("iifname vmap @"+name, meta(expr.MetaKeyIIFNAME), verdictOf(name))
 }
 
 func outMap(name string) statement {
-	return statement{"oifname vmap @" + name, []expr.Any{meta(expr.MetaKeyOIFNAME), verdictOf(name)}}
+	return part("oifname vmap @"+name, meta(expr.MetaKeyOIFNAME), verdictOf(name))
 }
 
 func verdictOf(name string) *expr.Lookup {
 	return &expr.Lookup{SourceRegister: reg, DestRegister: unix.NFT_REG_VERDICT, IsDestRegSet: true, SetName: name}
 }
 
-var (
-	ip4Only = []expr.Any{meta(expr.MetaKeyNFPROTO), equal([]byte{unix.NFPROTO_IPV4})}
-	ip6Only = []expr.Any{meta(expr.MetaKeyNFPROTO), equal([]byte{unix.NFPROTO_IPV6})}
-)
-
-// toSet4 and toSet6 match packets to an address in a set.
-func toSet4(name string) statement {
-	return statement{"ip daddr @" + name, append(ip4Only[:2:2],
-		payload(expr.PayloadBaseNetworkHeader, 16, 4), &expr.Lookup{SourceRegister: reg, SetName: name})}
+// ofFamily4 and ofFamily6 begin statements that look into packets of one family.
+func ofFamily4() []expr.Any {
+	return []expr.Any{meta(expr.MetaKeyNFPROTO), equal([]byte{unix.NFPROTO_IPV4})}
 }
 
-func toSet6(name string) statement {
-	return statement{"ip6 daddr @" + name, append(ip6Only[:2:2],
-		payload(expr.PayloadBaseNetworkHeader, 24, 16), &expr.Lookup{SourceRegister: reg, SetName: name})}
+func ofFamily6() []expr.Any {
+	return []expr.Any{meta(expr.MetaKeyNFPROTO), equal([]byte{unix.NFPROTO_IPV6})}
 }
 
 // is4 and is6 match all packets of a family.
-func is4() statement { return statement{"meta nfproto ipv4", ip4Only} }
-func is6() statement { return statement{"meta nfproto ipv6", ip6Only} }
+func is4() statement { return part("meta nfproto ipv4", ofFamily4()...) }
+func is6() statement { return part("meta nfproto ipv6", ofFamily6()...) }
+
+// toSet matches packets to an address in a set.
+func toSet(s set) statement {
+	lookup := &expr.Lookup{SourceRegister: reg, SetName: s.name}
+	if s.v6 {
+		return part("ip6 daddr @"+s.name, append(ofFamily6(), payload(expr.PayloadBaseNetworkHeader, 24, 16), lookup)...)
+	}
+	return part("ip daddr @"+s.name, append(ofFamily4(), payload(expr.PayloadBaseNetworkHeader, 16, 4), lookup)...)
+}
 
 // from matches packets whose source is in a prefix.
 func from(p netip.Prefix) statement {
-	family, offset, only := "ip", uint32(12), ip4Only
+	family, offset, load := "ip", uint32(12), ofFamily4()
 	if p.Addr().Is6() {
-		family, offset, only = "ip6", 8, ip6Only
+		family, offset, load = "ip6", 8, ofFamily6()
 	}
 	address := p.Masked().Addr().AsSlice()
-	return statement{fmt.Sprintf("%s saddr %v", family, p.Masked()), append(only[:2:2],
+	return part(fmt.Sprintf("%s saddr %v", family, p.Masked()), append(load,
 		payload(expr.PayloadBaseNetworkHeader, offset, uint32(len(address))),
-		mask(net.CIDRMask(p.Bits(), p.Addr().BitLen())), equal(address))}
+		mask(net.CIDRMask(p.Bits(), p.Addr().BitLen())), equal(address))...)
 }
 
 // l4proto matches packets of a transport protocol, whatever extension headers
 // come before it.
 func l4proto(name string, number byte) statement {
-	return statement{"meta l4proto " + name, []expr.Any{meta(expr.MetaKeyL4PROTO), equal([]byte{number})}}
+	return part("meta l4proto "+name, meta(expr.MetaKeyL4PROTO), equal([]byte{number}))
 }
 
 // icmp4 and icmp6 match ICMP messages of one type.
 func icmp4(name string, number byte) statement {
-	return icmp("icmp type "+name, ip4Only, unix.IPPROTO_ICMP, number)
+	return part("icmp type "+name, append(ofFamily4(), icmp(unix.IPPROTO_ICMP, number)...)...)
 }
 
 func icmp6(name string, number byte) statement {
-	return icmp("icmpv6 type "+name, ip6Only, unix.IPPROTO_ICMPV6, number)
+	return part("icmpv6 type "+name, append(ofFamily6(), icmp(unix.IPPROTO_ICMPV6, number)...)...)
 }
 
-func icmp(text string, family []expr.Any, proto, kind byte) statement {
-	return statement{text, append(family[:2:2],
+func icmp(proto, kind byte) []expr.Any {
+	return []expr.Any{
 		meta(expr.MetaKeyL4PROTO), equal([]byte{proto}),
-		payload(expr.PayloadBaseTransportHeader, 0, 1), equal([]byte{kind}))}
+		payload(expr.PayloadBaseTransportHeader, 0, 1), equal([]byte{kind}),
+	}
 }
 
 func ctState(name string, bits uint32) statement {
-	return statement{"ct state " + name, []expr.Any{
+	return part("ct state "+name,
 		&expr.Ct{Register: reg, Key: expr.CtKeySTATE},
 		mask(binaryutil.NativeEndian.PutUint32(bits)),
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: reg, Data: make([]byte, 4)},
-	}}
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: reg, Data: make([]byte, 4)})
 }
 
 // ctReply matches packets that answer the side which began the flow.
 func ctReply() statement {
-	return statement{"ct direction reply", []expr.Any{&expr.Ct{Register: reg, Key: expr.CtKeyDIRECTION}, equal([]byte{1})}}
+	return part("ct direction reply", &expr.Ct{Register: reg, Key: expr.CtKeyDIRECTION}, equal([]byte{1}))
 }
 
 // frame matches a frame by both its addresses and its ethertype, which nft
 // shows only through what follows. A VLAN tag changes the ethertype, also when
 // the card has already taken the tag off.
 func frame(src, dst net.HardwareAddr, ethertype uint16) statement {
-	return statement{
-		fmt.Sprintf("ether saddr %v ether daddr %v", src, dst),
-		[]expr.Any{
-			meta(expr.MetaKeyIIFTYPE), equal(binaryutil.NativeEndian.PutUint16(unix.ARPHRD_ETHER)),
-			payload(expr.PayloadBaseLLHeader, 6, 6), equal(src),
-			payload(expr.PayloadBaseLLHeader, 0, 6), equal(dst),
-			payload(expr.PayloadBaseLLHeader, 12, 2), equal(binaryutil.BigEndian.PutUint16(ethertype)),
-		},
-	}
+	return part(fmt.Sprintf("ether saddr %v ether daddr %v", src, dst),
+		meta(expr.MetaKeyIIFTYPE), equal(binaryutil.NativeEndian.PutUint16(unix.ARPHRD_ETHER)),
+		payload(expr.PayloadBaseLLHeader, 6, 6), equal(src),
+		payload(expr.PayloadBaseLLHeader, 0, 6), equal(dst),
+		payload(expr.PayloadBaseLLHeader, 12, 2), equal(binaryutil.BigEndian.PutUint16(ethertype)))
 }
 
 // plainFrom4 matches IPv4 packets with one source address and no options.
 func plainFrom4(a netip.Addr) statement {
-	return statement{fmt.Sprintf("ip hdrlength 5 ip saddr %v", a), []expr.Any{
+	return part(fmt.Sprintf("ip hdrlength 5 ip saddr %v", a),
 		payload(expr.PayloadBaseNetworkHeader, 0, 1), mask([]byte{0x0f}), equal([]byte{5}),
-		payload(expr.PayloadBaseNetworkHeader, 12, 4), equal(a.AsSlice()),
-	}}
+		payload(expr.PayloadBaseNetworkHeader, 12, 4), equal(a.AsSlice()))
 }
 
 func from6(a netip.Addr) statement {
-	return statement{fmt.Sprintf("ip6 saddr %v", a), []expr.Any{
-		payload(expr.PayloadBaseNetworkHeader, 8, 16), equal(a.AsSlice()),
-	}}
+	return part(fmt.Sprintf("ip6 saddr %v", a), payload(expr.PayloadBaseNetworkHeader, 8, 16), equal(a.AsSlice()))
 }
 
 // nextHeader6 matches what directly follows the IPv6 header.
 func nextHeader6(name string, number byte) statement {
-	return statement{"ip6 nexthdr " + name, []expr.Any{
+	return part("ip6 nexthdr "+name,
 		meta(expr.MetaKeyPROTOCOL), equal(binaryutil.BigEndian.PutUint16(unix.ETH_P_IPV6)),
-		payload(expr.PayloadBaseNetworkHeader, 6, 1), equal([]byte{number}),
-	}}
+		payload(expr.PayloadBaseNetworkHeader, 6, 1), equal([]byte{number}))
 }
 
 // limitOver matches what exceeds a rate, in packets per second.
 func limitOver(rate uint64, burst uint32) statement {
-	return statement{
-		fmt.Sprintf("limit rate over %d/second burst %d packets", rate, burst),
-		[]expr.Any{&expr.Limit{Type: expr.LimitTypePkts, Rate: rate, Burst: burst, Unit: expr.LimitTimeSecond, Over: true}},
-	}
+	return part(fmt.Sprintf("limit rate over %d/second burst %d packets", rate, burst),
+		&expr.Limit{Type: expr.LimitTypePkts, Rate: rate, Burst: burst, Unit: expr.LimitTimeSecond, Over: true})
 }
 
 // synOnly matches the first packet of either direction of a TCP connection.
 func synOnly() statement {
-	return statement{"tcp flags syn / syn,rst", []expr.Any{
+	return part("tcp flags syn / syn,rst",
 		meta(expr.MetaKeyL4PROTO), equal([]byte{unix.IPPROTO_TCP}),
-		payload(expr.PayloadBaseTransportHeader, 13, 1), mask([]byte{0x06}), equal([]byte{0x02}),
-	}}
+		payload(expr.PayloadBaseTransportHeader, 13, 1), mask([]byte{0x06}), equal([]byte{0x02}))
 }
 
 // clampMSS lowers the segment size a TCP peer is told to what the route takes.
 func clampMSS() statement {
 	const mssOption, valueOffset, valueLength = 2, 2, 2
-	return statement{"tcp option maxseg size set rt mtu", []expr.Any{
+	return part("tcp option maxseg size set rt mtu",
 		&expr.Rt{Register: reg, Key: expr.RtTCPMSS},
 		&expr.Byteorder{SourceRegister: reg, DestRegister: reg, Op: expr.ByteorderHton, Len: valueLength, Size: valueLength},
-		&expr.Exthdr{SourceRegister: reg, Op: expr.ExthdrOpTcpopt, Type: mssOption, Offset: valueOffset, Len: valueLength},
-	}}
+		&expr.Exthdr{SourceRegister: reg, Op: expr.ExthdrOpTcpopt, Type: mssOption, Offset: valueOffset, Len: valueLength})
 }
 
-func counter() statement { return statement{"counter", []expr.Any{&expr.Counter{}}} }
+func counter() statement { return part("counter", &expr.Counter{}) }
 
 func accept() statement { return verdict("accept", expr.VerdictAccept, "") }
 func drop() statement   { return verdict("drop", expr.VerdictDrop, "") }
@@ -215,17 +205,16 @@ func drop() statement   { return verdict("drop", expr.VerdictDrop, "") }
 func goTo(chain string) statement { return verdict("goto "+chain, expr.VerdictGoto, chain) }
 
 func verdict(text string, kind expr.VerdictKind, chain string) statement {
-	return statement{text, []expr.Any{&expr.Verdict{Kind: kind, Chain: chain}}}
+	return part(text, &expr.Verdict{Kind: kind, Chain: chain})
 }
 
 func resetTCP() statement {
-	return statement{"reject with tcp reset", []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}}}
+	return part("reject with tcp reset", &expr.Reject{Type: unix.NFT_REJECT_TCP_RST})
 }
 
 func prohibit() statement {
-	return statement{"reject with icmpx admin-prohibited", []expr.Any{
-		&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED},
-	}}
+	return part("reject with icmpx admin-prohibited",
+		&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED})
 }
 
-func masquerade() statement { return statement{"masquerade", []expr.Any{&expr.Masq{}}} }
+func masquerade() statement { return part("masquerade", &expr.Masq{}) }

@@ -93,11 +93,7 @@ func (t *transaction) addChain(family byte, table string, c chain) {
 			}
 			return h
 		})
-		after := expr.VerdictAccept
-		if c.base.drop {
-			after = expr.VerdictDrop
-		}
-		a = be32(a, unix.NFTA_CHAIN_POLICY, uint32(after))
+		a = be32(a, unix.NFTA_CHAIN_POLICY, uint32(expr.VerdictAccept))
 		a = str(a, unix.NFTA_CHAIN_TYPE, c.base.kind)
 	}
 	t.message(unix.NFT_MSG_NEWCHAIN, unix.NLM_F_CREATE|unix.NLM_F_EXCL, family, "add chain "+c.name, a)
@@ -118,7 +114,7 @@ func (t *transaction) flushChain(family byte, table, name string) {
 
 // addRules appends the rules of a chain. The comment, if any, goes with each.
 func (t *transaction) addRules(family byte, table string, c chain, comment string) {
-	for _, r := range c.rules {
+	for i, r := range c.rules {
 		a := str(nil, unix.NFTA_RULE_TABLE, table)
 		a = str(a, unix.NFTA_RULE_CHAIN, c.name)
 		a = nest(a, unix.NFTA_RULE_EXPRESSIONS, func(list []byte) []byte {
@@ -132,7 +128,7 @@ func (t *transaction) addRules(family byte, table string, c chain, comment strin
 		if comment != "" {
 			a = attr(a, unix.NFTA_RULE_USERDATA, userdata.AppendString(nil, userdata.TypeComment, comment))
 		}
-		t.message(unix.NFT_MSG_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_APPEND, family, "add to chain "+c.name+" the rule "+r.String(), a)
+		t.message(unix.NFT_MSG_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_APPEND, family, fmt.Sprintf("add rule %d to chain %s", i+1, c.name), a)
 	}
 }
 
@@ -162,7 +158,7 @@ func (t *transaction) addMap(table, name string) {
 	t.message(unix.NFT_MSG_NEWSET, unix.NLM_F_CREATE|unix.NLM_F_EXCL, inetFamily, "add map "+name, a)
 }
 
-// addSet adds an empty set of address ranges.
+// addSet adds a set with its addresses.
 func (t *transaction) addSet(table string, s set) {
 	kind, length := uint32(keyIP4), uint32(keyIP4Len)
 	if s.v6 {
@@ -170,6 +166,27 @@ func (t *transaction) addSet(table string, s set) {
 	}
 	a := t.setHead(table, s.name, unix.NFT_SET_INTERVAL, kind, length)
 	t.message(unix.NFT_MSG_NEWSET, unix.NLM_F_CREATE|unix.NLM_F_EXCL, inetFamily, "add set "+s.name, a)
+	for ranges := s.ranges; len(ranges) > 0; {
+		n := min(len(ranges), maxRanges)
+		a := nest(elementHead(table, s.name), unix.NFTA_SET_ELEM_LIST_ELEMENTS, func(list []byte) []byte {
+			for _, r := range ranges[:n] {
+				list = interval(list, r)
+			}
+			return list
+		})
+		t.message(unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE, inetFamily, "fill set "+s.name, a)
+		ranges = ranges[n:]
+	}
+}
+
+// maxRanges in one message: an attribute holds at most 64 KiB, and a range of
+// IPv6 addresses takes 28 bytes for its beginning and 36 for its end.
+const maxRanges = 1000
+
+func (t *transaction) deleteSet(table, name string) {
+	a := str(nil, unix.NFTA_SET_TABLE, table)
+	a = str(a, unix.NFTA_SET_NAME, name)
+	t.message(unix.NFT_MSG_DELSET, 0, inetFamily, "delete set "+name, a)
 }
 
 func (t *transaction) setHead(table, name string, flags, keyType, keyLen uint32) []byte {
@@ -180,36 +197,6 @@ func (t *transaction) setHead(table, name string, flags, keyType, keyLen uint32)
 	a = be32(a, unix.NFTA_SET_KEY_TYPE, keyType)
 	a = be32(a, unix.NFTA_SET_KEY_LEN, keyLen)
 	return be32(a, unix.NFTA_SET_ID, t.sets)
-}
-
-func (t *transaction) deleteSet(table, name string) {
-	a := str(nil, unix.NFTA_SET_TABLE, table)
-	a = str(a, unix.NFTA_SET_NAME, name)
-	t.message(unix.NFT_MSG_DELSET, 0, inetFamily, "delete set "+name, a)
-}
-
-// flushSet removes all elements of a set.
-func (t *transaction) flushSet(table, name string) {
-	t.message(unix.NFT_MSG_DELSETELEM, 0, inetFamily, "flush set "+name, elementHead(table, name))
-}
-
-// maxElements of one message: an attribute holds at most 64 KiB, a range of
-// IPv6 addresses takes two elements of 36 bytes.
-const maxElements = 800
-
-// addElements fills a set.
-func (t *transaction) addElements(table string, s set) {
-	for ranges := s.ranges; len(ranges) > 0; {
-		n := min(len(ranges), maxElements)
-		a := nest(elementHead(table, s.name), unix.NFTA_SET_ELEM_LIST_ELEMENTS, func(list []byte) []byte {
-			for _, r := range ranges[:n] {
-				list = interval(list, r)
-			}
-			return list
-		})
-		t.message(unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE, inetFamily, "fill set "+s.name, a)
-		ranges = ranges[n:]
-	}
 }
 
 // interval writes a range as its first address and the first one behind it. A

@@ -125,11 +125,8 @@ func raiseLoopback() error {
 // removePair deletes a pair by its host end; both ends go at once. It is no
 // error if there is none.
 func removePair(hostIf string) error {
-	link, err := netlink.LinkByName(hostIf)
-	if isNoLink(err) {
-		return nil
-	}
-	if err == nil {
+	link, err := findPair(hostIf)
+	if err == nil && link != nil {
 		err = netlink.LinkDel(link)
 	}
 	if err != nil && !errors.Is(err, unix.ENODEV) {
@@ -140,17 +137,24 @@ func removePair(hostIf string) error {
 
 // lower sets a host end down, so that nothing passes while its rules go.
 func lower(hostIf string) error {
-	link, err := netlink.LinkByName(hostIf)
-	if isNoLink(err) {
-		return nil
-	}
-	if err == nil {
+	link, err := findPair(hostIf)
+	if err == nil && link != nil {
 		err = netlink.LinkSetDown(link)
 	}
 	if err != nil && !errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("set %s down: %w", hostIf, err)
 	}
 	return nil
+}
+
+// findPair returns nothing if there is no such interface, or one that somebody
+// else has made.
+func findPair(hostIf string) (netlink.Link, error) {
+	link, err := netlink.LinkByName(hostIf)
+	if isNoLink(err) || err == nil && link.Type() != "veth" {
+		return nil, nil
+	}
+	return link, err
 }
 
 func isNoLink(err error) bool {

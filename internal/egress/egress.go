@@ -1,0 +1,66 @@
+// Package egress holds what the parts of the data plane that speak for
+// sandboxes (proxy, resolver, dialler) have in common: who a packet belongs
+// to, and what it means that an address is never reachable.
+package egress
+
+import (
+	"fmt"
+	"net/netip"
+
+	"github.com/moat-sandbox/moat/internal/policy"
+)
+
+// Tenant is the sandbox behind an address and the policy that is in force for
+// it. The zero Tenant is denied everything.
+type Tenant struct {
+	// Sandbox is the sandbox's id. Ids are never used twice, so state may be
+	// kept by it; addresses are.
+	Sandbox string
+	Policy  *policy.Policy
+	// Generation numbers the policy.
+	Generation uint64
+	// StrictDNS makes names that the policy does not allow not exist; otherwise
+	// they resolve to addresses to which no route leads.
+	StrictDNS bool
+}
+
+// Tenants knows whom a source address belongs to at this moment. The kernel
+// pins the addresses, so a sandbox cannot pretend to be another one.
+// Implementations are safe for concurrent use and answer from memory.
+type Tenants interface {
+	// Tenant returns false for an address that no sandbox has.
+	Tenant(src netip.Addr) (Tenant, bool)
+}
+
+// Flows are the live connections of sandboxes that some part of the data plane
+// carries.
+type Flows interface {
+	// Reevaluate puts a sandbox's flows under a new policy and returns how many
+	// it cut because that policy denies them.
+	Reevaluate(sandbox string, next Tenant) (cut int)
+}
+
+// ForbiddenError says that an address is never reachable, whatever a policy
+// allows. Who dials and who resolves return the same one.
+type ForbiddenError struct {
+	Addr netip.Addr
+	// Why completes the sentence "never reachable: ...".
+	Why string
+}
+
+// Error implements error.
+func (e *ForbiddenError) Error() string {
+	return fmt.Sprintf("%v is never reachable: %s", e.Addr, e.Why)
+}
+
+// Judge returns a *ForbiddenError if an address may not be contacted on behalf
+// of any sandbox. A nil table forbids all addresses.
+func Judge(never *policy.Never, addr netip.Addr) error {
+	if found, forbidden := never.Find(addr); forbidden {
+		if !addr.IsValid() {
+			found.Why = "not an address"
+		}
+		return &ForbiddenError{Addr: addr, Why: found.Why}
+	}
+	return nil
+}
