@@ -27,73 +27,72 @@ const nobody = 65534
 // them, from the bounding set too.
 var sentryCapabilities = []uintptr{unix.CAP_SYS_ADMIN, unix.CAP_SYS_CHROOT, unix.CAP_SETPCAP}
 
-// bootSentry starts the sentry of b in a network namespace and returns when it
-// answers.
+// bootSentry executes the sentry in a network namespace and returns when its
+// control server answers.
 func (b *box) bootSentry(ctx context.Context, image string, netns *os.File) error {
-	ready, p, err := b.startSentry(image, netns)
-	if err != nil {
-		return err
-	}
-	b.sentry = p
-	defer ready.Close()
-	if err := awaitByte(ctx, ready); err != nil {
-		return fmt.Errorf("wait for the sentry to boot: %w", err)
-	}
-	return nil
-}
-
-// startSentry executes the sentry. It writes one byte to ready when its control
-// server answers.
-func (b *box) startSentry(image string, netns *os.File) (ready *os.File, p *process, err error) {
 	var files fileSet
-	defer files.close()
-
-	ready, synced, err := os.Pipe()
-	if err != nil {
-		return nil, nil, fmt.Errorf("create pipe: %w", err)
-	}
-	defer func() {
-		if err != nil {
-			ready.Close()
-		}
-	}()
-	spec, err := json.Marshal(pauseSpec(b.dir))
-	if err != nil {
-		return nil, nil, fmt.Errorf("encode pause container: %w", err)
-	}
-	// The kernel takes milliseconds to close a packet socket. The sentry pins
-	// its own to this ring, which we hold too: when it ends it is not the last
-	// holder, and what we close is closed aside.
-	if b.ring, err = pinring.NewDisabledIOURing(); err == nil {
-		files.lend("pin-ring-fd", b.ring)
-	} else {
-		b.runtime.log.Debug("boxes end slower without io_uring", "error", err)
-	}
-	socket, err := bindControl(b.controlPath())
-	files.add("controller-fd", socket, err)
-	files.add("start-sync-fd", synced, nil)
-	files.addMem("spec-fd", spec)
-	root, err := os.Open(image)
-	files.add("io-fds", root, err)
-	b.naming, err = files.addNaming()
-	if err = errors.Join(err, files.err); err != nil {
-		return nil, nil, err
+	ready := files.addPipe("start-sync-fd", false)
+	defer closeAll([]*os.File{ready})
+	b.donateToSentry(&files, image)
+	if files.err != nil {
+		files.close()
+		return files.err
 	}
 	mounts := pauseMounts()
-	p, err = launch{
+	var err error
+	b.sentry, err = launch{
 		name:  sentryName,
 		flags: b.flags,
 		command: append([]string{
 			"boot", "--bundle=" + b.dir, "--setup-root", "--apply-caps", "--gofer-mount-confs=" + mounts.String(),
 			"--product-name=gVisor", // otherwise the host's appears in the box's /sys
 		}, resourceFlags(b.limits)...),
-		id:    b.id,
-		files: files.donations,
-		netns: netns,
-		group: b.group,
-		attr:  sentryAttr(),
+		id:     b.id,
+		files:  files.donations,
+		stderr: b.held.words,
+		netns:  netns,
+		group:  b.group,
+		attr:   sentryAttr(),
 	}.start()
-	return ready, p, err
+	files.close() // ours must be closed, or the end of theirs could not be seen
+	if err != nil {
+		return err
+	}
+	b.watch()
+	if err := awaitByte(ctx, ready); err != nil {
+		return fmt.Errorf("wait for the sentry to boot: %w %s", err, b.held.said())
+	}
+	return nil
+}
+
+// donateToSentry opens what the sentry inherits and what this process holds.
+func (b *box) donateToSentry(files *fileSet, image string) {
+	b.held = &held{}
+	// The kernel takes milliseconds to close a packet socket. The sentry pins
+	// its own to this ring, which we hold too: when it ends it is not the last
+	// holder, and what we close is closed aside.
+	ring, err := pinring.NewDisabledIOURing()
+	if err == nil {
+		files.lend("pin-ring-fd", ring)
+		b.held.ring = ring
+	} else {
+		b.runtime.log.Debug("boxes end slower without io_uring", "error", err)
+	}
+	socket, err := bindControl(b.controlPath())
+	files.add("controller-fd", socket, err)
+	spec, err := json.Marshal(pauseSpec(b.dir))
+	if err != nil {
+		files.err = errors.Join(files.err, fmt.Errorf("encode pause container: %w", err))
+		return
+	}
+	files.addMem("spec-fd", spec)
+	root, err := os.Open(image)
+	files.add("io-fds", root, err)
+	b.held.name = files.addPipe("stdio-fds", true)
+	b.held.answer = files.addPipe("stdio-fds", false)
+	stderr, err := fixedFile("stderr", 0)
+	files.add("stdio-fds", stderr, err)
+	files.err = errors.Join(files.err, b.held.newWords())
 }
 
 // sentryAttr gives a sentry namespaces of its own for everything but the

@@ -22,38 +22,21 @@ type box struct {
 
 	// Set before anyone else knows the box.
 	group  *group   // nil where the machine has no cgroups
-	sentry *process // nil until it was started
+	sentry *process // nil until it was executed
 
-	mu       sync.Mutex // held by Start, Destroy and Runtime.Close
-	limits   sandbox.Limits
-	gofer    *process // nil without a directory root
-	naming   *naming  // nil once the box has its name, or when it was adopted
-	words    *os.File // the guest's standard error; nil when the box was adopted
-	ring     *os.File // keeps what is slow to close; nil when the box was adopted
-	started  bool
-	released bool // this process holds nothing of the box any more
-	gone     bool // its processes have ended
-
-	watchers sync.WaitGroup
-	watched  bool
-	waiting  *control      // on which the guest's watcher waits
-	ended    chan struct{} // closed when the sentry has ended
-	closing  chan struct{} // closed when this process lets go of the box
-
-	exitMu sync.Mutex
-	exit   sandbox.Exit // complete once ended is closed
+	mu      sync.Mutex // held by Start, Destroy and Runtime.Close
+	limits  sandbox.Limits
+	gofer   *process // nil without a directory root
+	started bool     // or its start has failed
+	held    *held    // nil when the box was adopted, or this process let go of it
+	end     ending
 }
 
 var _ sandbox.Box = (*box)(nil)
 
 // describe returns a box of which nothing exists yet.
 func (r *Runtime) describe(id string, limits sandbox.Limits) (*box, error) {
-	b := &box{
-		runtime: r, id: id, dir: r.boxDir(id), limits: limits,
-		ended:   make(chan struct{}),
-		closing: make(chan struct{}),
-		exit:    sandbox.Exit{Status: -1},
-	}
+	b := &box{runtime: r, id: id, dir: r.boxDir(id), limits: limits, end: newEnding()}
 	var err error
 	b.conf, b.flags, err = newConfig(b.dir)
 	return b, err
@@ -89,7 +72,6 @@ func (b *box) boot(ctx context.Context, netns string) error {
 	if err := b.save(); err != nil {
 		return err
 	}
-	b.watch()
 	if !stop() {
 		return context.Cause(ctx)
 	}
@@ -133,7 +115,7 @@ func (b *box) Start(ctx context.Context, spec sandbox.StartSpec) error {
 	stop := b.endWith(ctx)
 	defer stop()
 	if err := b.start(ctx, spec); err != nil {
-		return errors.Join(fmt.Errorf("start box %s: %w", b.id, err), context.Cause(ctx))
+		return errors.Join(fmt.Errorf("start box %s: %w %s", b.id, err, b.held.said()), context.Cause(ctx))
 	}
 	if !stop() {
 		return fmt.Errorf("start box %s: %w", b.id, context.Cause(ctx))
@@ -144,11 +126,11 @@ func (b *box) Start(ctx context.Context, spec sandbox.StartSpec) error {
 // checkStart refuses what cannot be started, before anything is touched.
 func (b *box) checkStart(s sandbox.StartSpec) error {
 	switch {
-	case b.released:
+	case b.end.released:
 		return sandbox.ErrGone
 	case b.started:
 		return errors.New("it was started before")
-	case b.naming == nil:
+	case b.held == nil:
 		return errors.New("it was prepared by an earlier server")
 	case s.Limits.MemoryMB != b.limits.MemoryMB:
 		return fmt.Errorf("memory limit of %d MiB differs from the %d MiB it was prepared with", s.Limits.MemoryMB, b.limits.MemoryMB)
@@ -157,6 +139,7 @@ func (b *box) checkStart(s sandbox.StartSpec) error {
 }
 
 func (b *box) start(ctx context.Context, spec sandbox.StartSpec) error {
+	b.started = true
 	if spec.Limits != b.limits {
 		b.limits = spec.Limits
 		if err := b.group.update(b.limits); err != nil {
@@ -164,13 +147,11 @@ func (b *box) start(ctx context.Context, spec sandbox.StartSpec) error {
 		}
 	}
 	named := make(chan error, 1)
-	go func() { named <- b.naming.set(ctx, spec.Hostname) }()
+	go func() { named <- b.held.nameBox(ctx, spec.Hostname) }()
 	err := b.startGuest(ctx, spec)
 	if err = errors.Join(err, <-named); err != nil {
 		return err
 	}
-	b.naming = nil
-	b.started = true
 	if err := b.save(); err != nil {
 		return err
 	}
@@ -186,13 +167,12 @@ func (b *box) startGuest(ctx context.Context, s sandbox.StartSpec) error {
 		return err
 	}
 	defer closeAll(backing)
-	streams, err := guestStreams()
+	// Standard input is empty and standard output takes nothing.
+	silence, err := fixedFile("silence", 0)
 	if err != nil {
 		return err
 	}
-	b.words = streams[2]
-	defer closeAll(streams[:2])
-
+	defer silence.Close()
 	c, err := dialControl(b.controlPath())
 	if err != nil {
 		return err
@@ -203,5 +183,5 @@ func (b *box) startGuest(ctx context.Context, s sandbox.StartSpec) error {
 	}
 	return c.call(ctx, sentry.ContMgrStartSubcontainer, sentry.StartArgs{
 		Spec: spec, Conf: b.conf, CID: guestContainer, GoferMountConfs: mounts,
-	}, append(streams, backing...), nil)
+	}, append([]*os.File{silence, silence, b.held.guestWords}, backing...), nil)
 }

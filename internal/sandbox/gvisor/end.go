@@ -1,11 +1,11 @@
 package gvisor
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -14,21 +14,46 @@ import (
 	"github.com/moat-sandbox/moat/internal/sandbox"
 )
 
+// ending is how a box comes to its end, and how this process learns of it.
+type ending struct {
+	watchers sync.WaitGroup
+	watched  bool          // there is a watcher
+	guest    *control      // on which the guest's watcher waits
+	over     chan struct{} // closed when the sentry has ended
+	closing  chan struct{} // closed when this process lets go of the box
+	released bool          // it has
+	gone     bool          // all processes have ended
+
+	mu   sync.Mutex
+	exit sandbox.Exit // complete once over is closed
+}
+
+func newEnding() ending {
+	return ending{
+		over: make(chan struct{}), closing: make(chan struct{}),
+		exit: sandbox.Exit{Status: -1},
+	}
+}
+
 // watch notes when the sentry ends, for whatever reason, until release.
 func (b *box) watch() {
-	b.watched = true
-	b.watchers.Go(func() {
+	b.end.watched = true
+	held := b.held
+	b.end.watchers.Go(func() {
 		if err := b.sentry.wait(context.Background()); err != nil {
 			if !errors.Is(err, os.ErrClosed) {
 				b.runtime.log.Error("cannot watch a box any longer", "box", b.id, "error", err)
 			}
 			return
 		}
-		b.exitMu.Lock()
-		b.exit.OOM = b.group.oomKilled()
-		b.exit.At = time.Now()
-		b.exitMu.Unlock()
-		close(b.ended)
+		if words := held.said(); words != "" {
+			b.runtime.log.Warn("a box has ended", "box", b.id, "stderr", words)
+		}
+		b.end.mu.Lock()
+		b.end.exit.OOM = b.group.oomKilled()
+		b.end.exit.At = time.Now()
+		b.end.mu.Unlock()
+		close(b.end.over)
 	})
 }
 
@@ -39,16 +64,16 @@ func (b *box) watchGuest() error {
 	if err != nil {
 		return err
 	}
-	b.waiting = c
-	b.watchers.Go(func() {
+	b.end.guest = c
+	b.end.watchers.Go(func() {
 		var ws unix.WaitStatus
 		if err := c.call(context.Background(), sentry.ContMgrWait, guestContainer, nil, &ws); err != nil {
 			return // the sentry has ended or the box was released
 		}
-		b.exitMu.Lock()
-		b.exit.Status = exitStatus(ws)
-		b.exitMu.Unlock()
-		b.runtime.log.Warn("a guest has ended", "box", b.id, "status", exitStatus(ws), "stderr", b.guestWords())
+		b.end.mu.Lock()
+		b.end.exit.Status = exitStatus(ws)
+		b.end.mu.Unlock()
+		b.runtime.log.Warn("a guest has ended", "box", b.id, "status", exitStatus(ws))
 		if err := b.sentry.kill(); err != nil {
 			b.runtime.log.Error("cannot end a box without guest", "box", b.id, "error", err)
 		}
@@ -64,33 +89,22 @@ func exitStatus(ws unix.WaitStatus) int {
 	return ws.ExitStatus()
 }
 
-// guestWords returns the beginning of what the guest wrote to standard error.
-func (b *box) guestWords() string {
-	if b.words == nil {
-		return ""
-	}
-	buf := make([]byte, lastWords)
-	n, _ := b.words.ReadAt(buf, 0) // what cannot be read is not shown
-	text, _, _ := bytes.Cut(buf[:n], []byte{0})
-	return string(text)
-}
-
 // Wait implements sandbox.Box.
 func (b *box) Wait(ctx context.Context) (sandbox.Exit, error) {
 	select {
-	case <-b.ended:
-	case <-b.closing:
+	case <-b.end.over:
+	case <-b.end.closing:
 		select {
-		case <-b.ended:
+		case <-b.end.over:
 		default:
-			return sandbox.Exit{}, fmt.Errorf("wait for box %s: the runtime was closed", b.id)
+			return sandbox.Exit{}, fmt.Errorf("wait for box %s: %w", b.id, errClosed)
 		}
 	case <-ctx.Done():
 		return sandbox.Exit{}, fmt.Errorf("wait for box %s: %w", b.id, context.Cause(ctx))
 	}
-	b.exitMu.Lock()
-	defer b.exitMu.Unlock()
-	return b.exit, nil
+	b.end.mu.Lock()
+	defer b.end.mu.Unlock()
+	return b.end.exit, nil
 }
 
 // Destroy implements sandbox.Box. When it fails it may be called again.
@@ -110,14 +124,14 @@ func (b *box) Destroy(ctx context.Context) error {
 }
 
 func (b *box) destroy(ctx context.Context) error {
-	if !b.gone {
-		if b.released {
-			return errors.New("the runtime was closed")
+	if !b.end.gone {
+		if b.end.released {
+			return errClosed
 		}
-		if err := b.end(ctx); err != nil {
+		if err := b.endProcesses(ctx); err != nil {
 			return err
 		}
-		b.gone = true
+		b.end.gone = true
 		b.release()
 	}
 	if err := b.group.remove(ctx); err != nil {
@@ -129,19 +143,16 @@ func (b *box) destroy(ctx context.Context) error {
 	return nil
 }
 
-// end kills the processes and waits until they are gone.
-func (b *box) end(ctx context.Context) error {
+// endProcesses kills the processes and waits until they are gone.
+func (b *box) endProcesses(ctx context.Context) error {
 	if b.gofer != nil {
 		if err := b.gofer.kill(); err != nil {
 			return err
 		}
 	}
-	if b.sentry != nil {
+	if b.end.watched {
 		if err := b.sentry.kill(); err != nil {
 			return err
-		}
-		if !b.watched {
-			b.watch() // it was never finished
 		}
 		if _, err := b.Wait(ctx); err != nil {
 			return err
@@ -156,25 +167,20 @@ func (b *box) end(ctx context.Context) error {
 // release ends the watchers and gives back what this process holds of the box,
 // which may go on running.
 func (b *box) release() {
-	if b.released {
+	if b.end.released {
 		return
 	}
-	b.released = true
-	close(b.closing)
-	if b.waiting != nil {
-		b.waiting.close()
+	b.end.released = true
+	close(b.end.closing)
+	if b.end.guest != nil {
+		b.end.guest.close()
 	}
 	for _, p := range []*process{b.sentry, b.gofer} {
 		if p != nil {
 			p.close()
 		}
 	}
-	b.watchers.Wait()
-	b.naming.close()
-	b.naming = nil
-	for _, f := range []*os.File{b.words, b.ring} {
-		if f != nil {
-			f.Close()
-		}
-	}
+	b.end.watchers.Wait()
+	b.held.close()
+	b.held = nil
 }

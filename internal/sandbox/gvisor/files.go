@@ -1,6 +1,7 @@
 package gvisor
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -9,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// lastWords is how much of what a guest writes to its standard error is kept,
-// in bytes, to be shown when it ends at once.
+// lastWords is how much is kept of what a process of a box writes to its
+// standard error, in bytes.
 const lastWords = 16 << 10
 
 // fileSet collects the files that a new process inherits, and closes ours.
@@ -41,76 +42,105 @@ func (s *fileSet) addMem(flag string, content []byte) {
 	s.add(flag, f, err)
 }
 
-func (s *fileSet) close() { closeAll(s.ours) }
-
-// naming is how a prepared box is given its host name: the pause program reads
-// it from its standard input and answers on its standard output.
-type naming struct {
-	name, answer *os.File
+// addPipe adds one end of a pipe and returns the other.
+func (s *fileSet) addPipe(flag string, childReads bool) *os.File {
+	r, w, err := os.Pipe()
+	if err != nil {
+		s.err = errors.Join(s.err, fmt.Errorf("create pipe for %s: %w", flag, err))
+		return nil
+	}
+	if childReads {
+		s.add(flag, r, nil)
+		return w
+	}
+	s.add(flag, w, nil)
+	return r
 }
 
-func (n *naming) close() {
-	if n != nil {
-		n.name.Close()
-		n.answer.Close()
+// addSocket adds one end of a connection and returns the other.
+func (s *fileSet) addSocket(flag string) *os.File {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		s.err = errors.Join(s.err, fmt.Errorf("create connection for %s: %w", flag, err))
+		return nil
+	}
+	s.add(flag, os.NewFile(uintptr(fds[1]), flag), nil)
+	return os.NewFile(uintptr(fds[0]), flag)
+}
+
+func (s *fileSet) close() { closeAll(s.ours) }
+
+// held are the files that the process which made a box keeps of it. The box
+// does not need them. A nil held keeps nothing.
+type held struct {
+	// A prepared box is given its host name by the pause program, which reads
+	// it from its standard input and answers on its standard output.
+	name, answer *os.File
+	// What the sentry and the gofer write to their standard error, and the guest.
+	words, guestWords *os.File
+	// ring keeps what is slow to close: see startSentry.
+	ring *os.File
+}
+
+func (h *held) close() {
+	if h != nil {
+		closeAll([]*os.File{h.name, h.answer, h.words, h.guestWords, h.ring})
 	}
 }
 
-// set gives the box its host name, unless that is empty, and closes n.
-func (n *naming) set(ctx context.Context, name string) error {
-	defer n.close()
+// nameBox gives the box its host name, unless that is empty. It is called once.
+func (h *held) nameBox(ctx context.Context, name string) error {
+	defer func() {
+		closeAll([]*os.File{h.name, h.answer})
+		h.name, h.answer = nil, nil
+	}()
 	if name == "" {
 		return nil
 	}
-	if _, err := n.name.WriteString(name); err != nil {
+	if _, err := h.name.WriteString(name); err != nil {
 		return fmt.Errorf("set host name: %w", err)
 	}
-	if err := awaitByte(ctx, n.answer); err != nil {
+	if err := awaitByte(ctx, h.answer); err != nil {
 		return fmt.Errorf("set host name: %w", err)
 	}
 	return nil
 }
 
-// addNaming adds the standard streams of the pause program.
-func (s *fileSet) addNaming() (*naming, error) {
-	stdin, name, err := os.Pipe()
-	if err != nil {
-		return nil, fmt.Errorf("create pipe: %w", err)
+// said returns what the processes of the box wrote to standard error.
+func (h *held) said() string {
+	if h == nil {
+		return ""
 	}
-	s.add("stdio-fds", stdin, nil)
-	answer, stdout, err := os.Pipe()
-	if err != nil {
-		name.Close()
-		return nil, fmt.Errorf("create pipe: %w", err)
-	}
-	s.add("stdio-fds", stdout, nil)
-	stderr, err := fixedFile("stderr", 0)
-	s.add("stdio-fds", stderr, err)
-	return &naming{name: name, answer: answer}, nil
+	return textOf(h.words) + textOf(h.guestWords)
 }
 
-// guestStreams returns the guest's standard input, which is empty, standard
-// output, which takes nothing, and standard error, of which the beginning is
-// kept.
-func guestStreams() ([]*os.File, error) {
-	var streams []*os.File
-	for _, stream := range []struct {
-		name string
-		size int
-	}{{"stdin", 0}, {"stdout", 0}, {"stderr", lastWords}} {
-		f, err := fixedFile(stream.name, stream.size)
-		if err != nil {
-			closeAll(streams)
-			return nil, err
+// textOf returns what was written to a file of fixedFile, as far as it is text.
+func textOf(f *os.File) string {
+	if f == nil {
+		return ""
+	}
+	buf := make([]byte, lastWords)
+	n, _ := f.ReadAt(buf, 0) // what cannot be read is not shown
+	text, _, _ := bytes.Cut(buf[:n], []byte{0})
+	return string(text)
+}
+
+// newWords returns the files for what processes write to standard error.
+func (h *held) newWords() (err error) {
+	for _, f := range []**os.File{&h.words, &h.guestWords} {
+		if *f, err = fixedFile("stderr", lastWords); err != nil {
+			return err
 		}
-		streams = append(streams, f)
 	}
-	return streams, nil
+	return nil
 }
 
+// closeAll closes the files that are not nil.
 func closeAll(files []*os.File) {
 	for _, f := range files {
-		f.Close()
+		if f != nil {
+			f.Close()
+		}
 	}
 }
 
@@ -128,19 +158,22 @@ func memFile(name string, content []byte) (*os.File, error) {
 	return f, nil
 }
 
-// fixedFile returns an anonymous file of zeros whose size nobody can change. It
-// serves as a standard stream: reading ends, writing beyond the size fails, and
-// unlike a pipe it does not end the writer when nobody listens any more. A
-// device file would not do: gVisor changes the owner of standard streams.
-func fixedFile(name string, size int) (*os.File, error) {
-	f, err := memFile(name, make([]byte, size))
+// fixedFile returns an anonymous file whose size nobody can change. It serves
+// as a standard stream: reading ends, writing beyond the size fails, and unlike
+// a pipe it does not end the writer when nobody listens any more.
+func fixedFile(name string, size int64) (*os.File, error) {
+	f, err := memFile(name, nil)
 	if err != nil {
 		return nil, err
 	}
-	seals := unix.F_SEAL_GROW | unix.F_SEAL_SHRINK | unix.F_SEAL_SEAL
-	if _, err := unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, seals); err != nil {
+	err = f.Truncate(size)
+	if err == nil {
+		seals := unix.F_SEAL_GROW | unix.F_SEAL_SHRINK | unix.F_SEAL_SEAL
+		_, err = unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, seals)
+	}
+	if err != nil {
 		f.Close()
-		return nil, fmt.Errorf("seal %s: %w", name, err)
+		return nil, fmt.Errorf("fix size of %s: %w", name, err)
 	}
 	return f, nil
 }

@@ -16,41 +16,31 @@ import (
 // sentry, and returns the sentry's end of their connection. The gofer sees
 // nothing but that directory, and the directory only read-only: the writable
 // layer is the sentry's.
-func (b *box) startGofer(spec *specs.Spec, mounts specutils.GoferMountConfFlags) (*os.File, *process, error) {
+func (b *box) startGofer(spec *specs.Spec, mounts specutils.GoferMountConfFlags) (*os.File, error) {
 	encoded, err := json.Marshal(spec)
 	if err != nil {
-		return nil, nil, fmt.Errorf("encode guest container: %w", err)
+		return nil, fmt.Errorf("encode guest container: %w", err)
 	}
-	sentryEnd, goferEnd, err := socketPair("gofer connection")
-	if err != nil {
-		return nil, nil, err
-	}
-	// By this connection a gofer could ask for mounts that it may not open
-	// itself. Our specs have none: nobody listens.
-	rpcOurs, rpcTheirs, err := socketPair("gofer requests")
-	if err != nil {
-		sentryEnd.Close()
-		goferEnd.Close()
-		return nil, nil, err
-	}
-	defer rpcOurs.Close()
-
 	var files fileSet
 	defer files.close()
 	files.addMem("spec-fd", encoded)
 	files.addMem("mounts-fd", nil) // where it writes the mounts it resolved: none
-	files.add("io-fds", goferEnd, nil)
-	files.add("rpc-fd", rpcTheirs, nil)
+	sentryEnd := files.addSocket("io-fds")
+	// By this connection a gofer could ask for mounts that it may not open
+	// itself. Our specs have none, so nobody listens.
+	unheard := files.addSocket("rpc-fd")
+	defer closeAll([]*os.File{unheard})
 	if files.err != nil {
-		sentryEnd.Close()
-		return nil, nil, files.err
+		closeAll([]*os.File{sentryEnd})
+		return nil, files.err
 	}
-	p, err := launch{
+	b.gofer, err = launch{
 		name:    goferName,
 		flags:   b.flags,
 		command: []string{"gofer", "--bundle=" + b.dir, "--gofer-mount-confs=" + mounts.String()},
 		id:      guestContainer,
 		files:   files.donations,
+		stderr:  b.held.words,
 		netns:   b.runtime.netns,
 		group:   b.group,
 		attr: syscall.SysProcAttr{
@@ -59,18 +49,9 @@ func (b *box) startGofer(spec *specs.Spec, mounts specutils.GoferMountConfFlags)
 	}.start()
 	if err != nil {
 		sentryEnd.Close()
-		return nil, nil, err
+		return nil, err
 	}
-	return sentryEnd, p, nil
-}
-
-// socketPair returns both ends of a connection.
-func socketPair(name string) (a, b *os.File, err error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, nil, fmt.Errorf("create %s: %w", name, err)
-	}
-	return os.NewFile(uintptr(fds[0]), name), os.NewFile(uintptr(fds[1]), name), nil
+	return sentryEnd, nil
 }
 
 // guestFiles opens what backs the guest container's mounts, in their order:
@@ -84,7 +65,7 @@ func (b *box) guestFiles(rootImage, guestImage string, spec *specs.Spec, mounts 
 	if rootImage != "" {
 		root, err = os.Open(rootImage)
 	} else {
-		root, b.gofer, err = b.startGofer(spec, mounts)
+		root, err = b.startGofer(spec, mounts)
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open root: %w", err), guest.Close())

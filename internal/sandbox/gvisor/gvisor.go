@@ -52,6 +52,8 @@ var (
 	validInstance = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,31}$`)
 )
 
+var errClosed = errors.New("the runtime is closed")
+
 // Runtime implements sandbox.Runtime.
 type Runtime struct {
 	root     string
@@ -167,13 +169,16 @@ func (r *Runtime) prepare(ctx context.Context, id, netns string, limits sandbox.
 		r.forget(id)
 		return nil, fmt.Errorf("create box directory: %w", err)
 	}
-	if err := b.boot(ctx, netns); err != nil {
+	err = b.boot(ctx, netns)
+	if err == nil {
+		err = r.publish(b)
+	}
+	if err != nil {
 		// The caller's time may be up; what was begun is removed all the same.
 		err = errors.Join(err, b.Destroy(context.WithoutCancel(ctx)))
 		r.forget(id)
 		return nil, err
 	}
-	r.publish(b)
 	return b, nil
 }
 
@@ -201,7 +206,10 @@ func (r *Runtime) load(id string) (*box, error) {
 		r.forget(id)
 		return nil, err
 	}
-	r.publish(b)
+	if err := r.publish(b); err != nil {
+		b.release()
+		return nil, err
+	}
 	return b, nil
 }
 
@@ -238,7 +246,7 @@ func (r *Runtime) reserve(id string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.boxes == nil {
-		return errors.New("the runtime is closed")
+		return errClosed
 	}
 	if _, taken := r.boxes[id]; taken {
 		return errors.New("a box with this id exists")
@@ -248,12 +256,14 @@ func (r *Runtime) reserve(id string) error {
 }
 
 // publish makes a box known under its reserved id.
-func (r *Runtime) publish(b *box) {
+func (r *Runtime) publish(b *box) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.boxes != nil {
-		r.boxes[b.id] = b
+	if r.boxes == nil {
+		return errClosed
 	}
+	r.boxes[b.id] = b
+	return nil
 }
 
 // forget gives an id free.

@@ -218,6 +218,7 @@ func TestRefused(t *testing.T) {
 		"lower case letters and digits": func() error { _, err := r.Prepare(t.Context(), "../x", s.path(), testLimits); return err },
 		"exists":                        func() error { _, err := r.Prepare(t.Context(), b.ID(), s.path(), testLimits); return err },
 		"cpus is negative":              func() error { _, err := r.Prepare(t.Context(), "b1", s.path(), sandbox.Limits{CPUs: -1}); return err },
+		"the server's own":              func() error { _, err := r.Prepare(t.Context(), "b1", "/proc/self/ns/net", testLimits); return err },
 		"/no/netns":                     func() error { _, err := r.Prepare(t.Context(), "b1", "/no/netns", testLimits); return err },
 	} {
 		if err := f(); err == nil || !strings.Contains(err.Error(), want) {
@@ -234,15 +235,21 @@ func TestMissingFiles(t *testing.T) {
 	if err := os.WriteFile(broken, make([]byte, 8192), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for name, root := range map[string]sandbox.Root{
-		"no image": {Image: "/no/image"}, "no dir": {Dir: "/no/dir"}, "broken image": {Image: broken},
+	for want, root := range map[string]sandbox.Root{
+		"open /no/image": {Image: "/no/image"},
+		`"/no/dir"`:      {Dir: "/no/dir"},
+		"magic":          {Image: broken},
 	} {
 		b, _ := prepareBox(t, r, testLimits)
-		if err := b.Start(t.Context(), l.startSpec(root, testLimits)); err == nil {
-			t.Errorf("%s: started", name)
+		err := b.Start(t.Context(), l.startSpec(root, testLimits))
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("start: %v; want %s", err, want)
+		}
+		if err := b.Start(t.Context(), l.startSpec(l.image, testLimits)); err == nil {
+			t.Error("a box was started whose start had failed")
 		}
 		if err := b.Destroy(t.Context()); err != nil {
-			t.Errorf("%s: %v", name, err)
+			t.Error(err)
 		}
 	}
 }

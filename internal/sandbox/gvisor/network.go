@@ -7,7 +7,6 @@ import (
 	"os"
 
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/runsc/boot"
 	"gvisor.dev/gvisor/runsc/config"
@@ -33,27 +32,41 @@ func takeNetwork(ns *os.File, conf *config.Config) (*wire, error) {
 	if err := checkNotOurs(ns); err != nil {
 		return nil, err
 	}
-	h, err := netlink.NewHandleAt(netns.NsHandle(ns.Fd()), unix.NETLINK_ROUTE)
+	w := &wire{args: boot.CreateLinksAndRoutesArgs{LoopbackLinks: []boot.LoopbackLink{boot.DefaultLoopbackLink}}}
+	err := onThrowawayThread(func() error {
+		if err := enterNetNS(ns); err != nil {
+			return err
+		}
+		h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+		if err != nil {
+			return fmt.Errorf("look into network namespace: %w", err)
+		}
+		defer h.Close()
+		return w.take(h, conf)
+	})
 	if err != nil {
-		return nil, fmt.Errorf("look into network namespace: %w", err)
+		w.close()
+		return nil, err
 	}
-	defer h.Close()
+	return w, nil
+}
+
+// take takes every interface that is up. It runs inside the namespace.
+func (w *wire) take(h *netlink.Handle, conf *config.Config) error {
 	links, err := h.LinkList()
 	if err != nil {
-		return nil, fmt.Errorf("list interfaces: %w", err)
+		return fmt.Errorf("list interfaces: %w", err)
 	}
-	w := &wire{args: boot.CreateLinksAndRoutesArgs{LoopbackLinks: []boot.LoopbackLink{boot.DefaultLoopbackLink}}}
 	for _, link := range links {
 		attrs := link.Attrs()
 		if attrs.Flags&net.FlagUp == 0 || attrs.Flags&net.FlagLoopback != 0 {
 			continue
 		}
-		if err := w.add(h, ns, link, conf); err != nil {
-			w.close()
-			return nil, fmt.Errorf("take interface %s: %w", attrs.Name, err)
+		if err := w.add(h, link, conf); err != nil {
+			return fmt.Errorf("take interface %s: %w", attrs.Name, err)
 		}
 	}
-	return w, nil
+	return nil
 }
 
 // checkNotOurs refuses the network namespace of the server, which has a way out.
@@ -72,7 +85,7 @@ func checkNotOurs(ns *os.File) error {
 }
 
 // add takes one interface. One without addresses is left alone.
-func (w *wire) add(h *netlink.Handle, ns *os.File, link netlink.Link, conf *config.Config) error {
+func (w *wire) add(h *netlink.Handle, link netlink.Link, conf *config.Config) error {
 	attrs := link.Attrs()
 	addrs, err := h.AddrList(link, netlink.FAMILY_ALL)
 	if err != nil {
@@ -103,7 +116,7 @@ func (w *wire) add(h *netlink.Handle, ns *os.File, link netlink.Link, conf *conf
 			return fmt.Errorf("remove address %s: %w", a.IPNet, err)
 		}
 	}
-	socket, err := packetSocket(ns, attrs)
+	socket, err := packetSocket(attrs)
 	if err != nil {
 		return err
 	}
@@ -165,25 +178,19 @@ func isDefault(dst *net.IPNet) bool {
 // kernel's default is too small for bursts.
 const socketBuffer = 4 << 20
 
-// packetSocket opens a packet socket on an interface in the namespace. It takes
-// segments larger than the MTU if the interface does.
-func packetSocket(ns *os.File, link *netlink.LinkAttrs) (socket *os.File, err error) {
-	err = onThrowawayThread(func() error {
-		if err := enterNetNS(ns); err != nil {
-			return err
-		}
-		// No protocol yet, or the socket would first listen on every interface.
-		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
-		if err != nil {
-			return fmt.Errorf("open packet socket: %w", err)
-		}
-		socket = os.NewFile(uintptr(fd), "packet socket")
-		return bindPacketSocket(fd, link)
-	})
-	if err != nil && socket != nil {
-		socket.Close()
+// packetSocket opens a packet socket on an interface of the namespace that the
+// thread is in. It takes segments larger than the MTU if the interface does.
+func packetSocket(link *netlink.LinkAttrs) (*os.File, error) {
+	// No protocol yet, or the socket would first listen on every interface.
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open packet socket: %w", err)
 	}
-	return socket, err
+	if err := bindPacketSocket(fd, link); err != nil {
+		unix.Close(fd)
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), "packet socket"), nil
 }
 
 func bindPacketSocket(fd int, link *netlink.LinkAttrs) error {

@@ -20,7 +20,17 @@ type slot struct {
 	addr      string
 }
 
-const slotMAC, peerMAC = "02:00:00:00:00:02", "02:00:00:00:00:01"
+const (
+	slotMAC, peerMAC = "02:00:00:00:00:02", "02:00:00:00:00:01"
+	// Addresses of the peer that only the default routes lead to.
+	beyond4, beyond6 = "192.0.2.1", "2001:db8::1"
+)
+
+// ends describes the two ends of a slot's link.
+var ends = map[bool]struct{ addrs, neighbours []string }{
+	true:  {[]string{"10.77.0.2/30", "fd77::2/126"}, []string{"10.77.0.1", "fd77::1"}}, // the box's
+	false: {[]string{"10.77.0.1/30", "fd77::1/126"}, []string{"10.77.0.2", "fd77::2"}},
+}
 
 func newSlot(t testing.TB) *slot {
 	t.Helper()
@@ -62,32 +72,69 @@ func (s *slot) wire() error {
 	}); err != nil {
 		return fmt.Errorf("add veth: %w", err)
 	}
-	if err := configure(peer, "out", "10.77.0.1/30", "10.77.0.2", mac(slotMAC)); err != nil {
+	if err := addAddrs(peer, "lo", beyond4+"/32", beyond6+"/128"); err != nil {
 		return err
 	}
-	return configure(box, "eth0", "10.77.0.2/30", "10.77.0.1", mac(peerMAC))
+	if err := configure(peer, "out", false, mac(slotMAC)); err != nil {
+		return err
+	}
+	// The peer answers no ARP: without its neighbours written down the box
+	// would reach nobody.
+	if err := onThrowawayThread(func() error {
+		if err := enterNetNS(s.peer); err != nil {
+			return err
+		}
+		return os.WriteFile("/proc/sys/net/ipv4/conf/out/arp_ignore", []byte("8"), 0)
+	}); err != nil {
+		return err
+	}
+	if err := configure(box, "eth0", true, mac(peerMAC)); err != nil {
+		return err
+	}
+	for _, gateway := range ends[true].neighbours {
+		if err := box.RouteAdd(&netlink.Route{Gw: net.ParseIP(gateway)}); err != nil {
+			return fmt.Errorf("add default route: %w", err)
+		}
+	}
+	return nil
 }
 
-// configure gives an interface its address and its neighbour, and sets it up.
-func configure(h *netlink.Handle, name, addr, neighbour string, mac net.HardwareAddr) error {
+// configure sets one end of the link up, with its addresses and neighbours.
+func configure(h *netlink.Handle, name string, box bool, mac net.HardwareAddr) error {
+	if err := addAddrs(h, name, ends[box].addrs...); err != nil {
+		return err
+	}
 	link, err := h.LinkByName(name)
 	if err != nil {
 		return err
 	}
-	a, err := netlink.ParseAddr(addr)
+	for _, ip := range ends[box].neighbours {
+		if err := h.NeighSet(&netlink.Neigh{
+			LinkIndex: link.Attrs().Index, State: netlink.NUD_PERMANENT,
+			IP: net.ParseIP(ip), HardwareAddr: mac,
+		}); err != nil {
+			return fmt.Errorf("add neighbour: %w", err)
+		}
+	}
+	return nil
+}
+
+func addAddrs(h *netlink.Handle, name string, addrs ...string) error {
+	link, err := h.LinkByName(name)
 	if err != nil {
 		return err
 	}
-	if err := h.AddrAdd(link, a); err != nil {
-		return err
+	for _, addr := range addrs {
+		a, err := netlink.ParseAddr(addr)
+		if err != nil {
+			return err
+		}
+		a.Flags = unix.IFA_F_NODAD // at once
+		if err := h.AddrAdd(link, a); err != nil {
+			return fmt.Errorf("add address %s: %w", addr, err)
+		}
 	}
-	if err := h.LinkSetUp(link); err != nil {
-		return err
-	}
-	return h.NeighAdd(&netlink.Neigh{
-		LinkIndex: link.Attrs().Index, State: netlink.NUD_PERMANENT,
-		IP: net.ParseIP(neighbour), HardwareAddr: mac, Family: unix.AF_INET,
-	})
+	return h.LinkSetUp(link)
 }
 
 // request and reply mirror testdata/guest.

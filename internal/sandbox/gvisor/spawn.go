@@ -23,6 +23,7 @@ type launch struct {
 	command []string // the subcommand and its flags
 	id      string   // the last argument
 	files   []donation
+	stderr  *os.File            // nil for none
 	attr    syscall.SysProcAttr // namespaces to create and identity
 	netns   *os.File            // the network namespace to start in
 	group   *group
@@ -48,6 +49,9 @@ func (l launch) start() (*process, error) {
 	cmd.Args[0] = l.name
 	cmd.Env = []string{}
 	cmd.ExtraFiles = extra
+	if l.stderr != nil {
+		cmd.Stderr = l.stderr
+	}
 	cmd.SysProcAttr = &l.attr
 	cmd.SysProcAttr.Setsid = true // a terminal's signals are not for it
 	cmd.SysProcAttr.PidFD = &pidfd

@@ -17,7 +17,7 @@ const clockTick = 10 * time.Millisecond
 // Usage implements sandbox.Box.
 func (b *box) Usage(context.Context) (sandbox.Usage, error) {
 	select {
-	case <-b.ended:
+	case <-b.end.over:
 		return sandbox.Usage{}, fmt.Errorf("read usage of box %s: %w", b.id, sandbox.ErrGone)
 	default:
 	}

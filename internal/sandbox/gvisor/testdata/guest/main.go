@@ -96,6 +96,8 @@ func do(req request) (string, int, error) {
 			syscall.Close(fd)
 		}
 		return "", 0, err
+	case "send":
+		return send(req.Path, req.MB)
 	case "fork":
 		return fork(req.N)
 	case "eat":
@@ -145,6 +147,26 @@ func fill(path string, mb int) (string, int, error) {
 	}
 	_, err = f.Seek(0, io.SeekStart)
 	return "", mb, err
+}
+
+// send sends mb MiB to an address and returns what is answered.
+func send(addr string, mb int) (string, int, error) {
+	c, err := net.DialTimeout("tcp", addr, 5*time.Second)
+	if err != nil {
+		return "", 0, err
+	}
+	defer c.Close()
+	block := make([]byte, 1<<20)
+	for range mb {
+		if _, err := c.Write(block); err != nil {
+			return "", 0, err
+		}
+	}
+	if err := c.(*net.TCPConn).CloseWrite(); err != nil {
+		return "", 0, err
+	}
+	answer, err := io.ReadAll(c)
+	return string(answer), 0, err
 }
 
 // fork starts up to n processes that sleep, and returns how many it could.
