@@ -188,7 +188,7 @@ func TestVanishedTemplate(t *testing.T) {
 	box := s.Create(t, api.NewSandbox{})
 	root := filepath.Join(t.TempDir(), "root")
 	copyPrograms(t, root)
-	made, err := s.Operator().AddTemplate(t.Context(), api.NewTemplate{Names: []string{"mine"}, Dir: root})
+	_, err := s.Operator().AddTemplate(t.Context(), api.NewTemplate{Names: []string{"mine"}, Dir: root})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -198,14 +198,14 @@ func TestVanishedTemplate(t *testing.T) {
 	}
 	removed := 0
 	err = filepath.WalkDir(filepath.Join(s.DataDir, "templates"), func(path string, d os.DirEntry, err error) error {
-		if err == nil && d.Type().IsRegular() && strings.Contains(path, made.ID) {
+		if err == nil && d.Type().IsRegular() && filepath.Ext(path) == ".erofs" {
 			removed++
 			return os.Remove(path)
 		}
 		return err
 	})
 	if err != nil || removed == 0 {
-		t.Fatalf("removed %d files of template %s, %v", removed, made.ID, err)
+		t.Fatalf("removed %d images of templates, %v", removed, err)
 	}
 	a := s.Request(t, "POST", "/v2/sandboxes", `{"templateID":"mine"}`)
 	if a.Status < 400 {
@@ -221,7 +221,7 @@ func TestVanishedTemplate(t *testing.T) {
 // TestFullDisk gives the server a data directory on a file system that gets
 // full. The directory is seen on the node only.
 func TestFullDisk(t *testing.T) {
-	s := harness.New(t, harness.Options{DataDir: "/run/small/data"})
+	s := harness.New(t, harness.Options{DataDir: "/run/small/data", Args: []string{"--team-limit", "250"}})
 	onNode := func(script string) {
 		t.Helper()
 		if out, err := s.Lab.Node.Command(t.Context(), "sh", "-c", script).CombinedOutput(); err != nil {
@@ -232,15 +232,14 @@ func TestFullDisk(t *testing.T) {
 	s.Start()
 	box := s.Create(t, api.NewSandbox{})
 	onNode("dd if=/dev/zero of=/run/small/filler bs=64k 2>/dev/null; df /run/small | grep -q 100%")
+	// The store has a little in reserve; large records use it up.
+	large := `{"templateID":"base","metadata":{"large":"` + strings.Repeat("x", 60_000) + `"}}`
 	var refused harness.Answer
 	s.Wait("a create is refused", func() bool {
-		refused = s.Request(t, "POST", "/v2/sandboxes", `{"templateID":"base"}`)
+		refused = s.Request(t, "POST", "/v2/sandboxes", large)
 		return refused.Status != 201
 	})
-	expectRefusal(t, "create on a full disk", refused, refused.Status)
-	if refused.Status < 500 {
-		t.Errorf("create on a full disk: %d %s, want 5xx", refused.Status, refused.Body)
-	}
+	expectRefusal(t, "create on a full disk", refused, 507, "disk is full")
 	if got := box.MustRun(t, "echo alive"); got != "alive" {
 		t.Errorf("the sandbox says %q", got)
 	}
