@@ -116,7 +116,7 @@ func (n *Node) enter(nameserver string) error {
 
 // startFirst starts PID 1: it mounts the node's /proc and sleeps. It ignores
 // the end of children, so that the kernel reaps the orphans it inherits. (A
-// shell cannot do that: "trap ” CHLD" does not survive its exec.)
+// shell's trap cannot do that: it does not survive the exec.)
 func (n *Node) startFirst() error {
 	const script = `mount -t proc proc /proc && echo ready && exec env --ignore-signal=CHLD sleep infinity`
 	var complaint bytes.Buffer
