@@ -8,6 +8,20 @@ import "time"
 // DefaultTeam is the team of the first API key and of the operator.
 const DefaultTeam = "default"
 
+// ValidTeam reports whether a team may be called so: up to 63 letters, digits,
+// dots, dashes and underscores, the first a letter or a digit.
+func ValidTeam(name string) bool {
+	for i, c := range []byte(name) {
+		switch {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9':
+		case i > 0 && (c == '.' || c == '-' || c == '_'):
+		default:
+			return false
+		}
+	}
+	return name != "" && len(name) <= 63
+}
+
 // NewKey is the body of POST /operator/keys.
 type NewKey struct {
 	// Name is for people; it may be empty and need not be unique.

@@ -5,10 +5,10 @@ import "time"
 // NewSandbox is the body of POST /sandboxes and of POST /v2/sandboxes.
 //
 // The two differ in one default: without Secure the first makes a sandbox
-// whose guest daemon is open to everybody, the second ignores Secure and always
-// guards it. E2B and Cube define more fields than these; what this server
-// cannot enforce is refused with 400 unless it has the value that changes
-// nothing.
+// whose guest daemon is open to everybody, unless public traffic is restricted;
+// the second ignores Secure and always guards it. E2B and Cube define more
+// fields than these; what this server cannot enforce is refused with 400 unless
+// it has the value that changes nothing.
 type NewSandbox struct {
 	TemplateID string `json:"templateID"`
 	// Timeout is the time to live in seconds; nil means 300.
@@ -22,17 +22,27 @@ type NewSandbox struct {
 	EnvVars             map[string]string `json:"envVars,omitempty"`
 }
 
-// Network says what a sandbox may reach. AllowOut beats DenyOut; what neither
-// names is reachable unless internet access is off. Entries are IPv4 or IPv6
-// addresses or CIDRs; "0.0.0.0/0" in DenyOut means all traffic, IPv6 too.
+// Network says what a sandbox may reach, and who may reach it. AllowOut beats
+// DenyOut; what neither names is reachable unless internet access is off.
+// Entries are IPv4 or IPv6 addresses or CIDRs; "0.0.0.0/0" in DenyOut means all
+// traffic, IPv6 too.
 type Network struct {
 	AllowOut []string `json:"allowOut,omitempty"`
 	DenyOut  []string `json:"denyOut,omitempty"`
+	// AllowPublicTraffic false demands the sandbox's traffic token of every
+	// request to its public URLs. Nil means true.
+	AllowPublicTraffic *bool `json:"allowPublicTraffic,omitzero"`
+	// MaskRequestHost is the Host header that programs in the sandbox see, a
+	// host with or without a port; "${PORT}" in it stands for the port of the
+	// request. Nil and "" leave the header alone.
+	MaskRequestHost *string `json:"maskRequestHost,omitzero"`
 }
 
 // NetworkUpdate is the body of PUT /sandboxes/{sandboxID}/network. It replaces
-// the whole network document: what is omitted is cleared. The server also
-// reads Cube's spelling allowInternetAccess.
+// the whole network document: what is omitted is cleared. AllowPublicTraffic
+// and MaskRequestHost are settled at create: they stay as they are, and may be
+// there only if they say just that. The server also reads Cube's spelling
+// allowInternetAccess.
 type NetworkUpdate struct {
 	Network
 	AllowInternetAccess *bool `json:"allow_internet_access,omitzero"`
@@ -48,8 +58,10 @@ type Sandbox struct {
 	// EnvdAccessToken opens the guest daemon of a secured sandbox. It is a
 	// secret.
 	EnvdAccessToken string `json:"envdAccessToken,omitempty"`
-	// TrafficAccessToken is always null: restricted public traffic is not
-	// served yet.
+	// TrafficAccessToken opens the public URLs of a sandbox that is not open to
+	// everybody; null for one that is. It is a secret. Connect leaves it out
+	// where it is called as CubeSandbox's clients do: without /v2 and without
+	// a timeout.
 	TrafficAccessToken *string `json:"trafficAccessToken"`
 	// Domain is what the sandbox's public hosts end in, with a port where one
 	// is needed; null leaves it to the client's own configuration.
@@ -61,6 +73,12 @@ type Sandbox struct {
 type Connect struct {
 	// Timeout in seconds from now; it only ever extends. Nil means 300.
 	Timeout *int64 `json:"timeout,omitzero"`
+}
+
+// TrafficToken is the answer to POST /sandboxes/{sandboxID}/traffic-token, which
+// makes the token that there was before worthless. It is a secret.
+type TrafficToken struct {
+	TrafficAccessToken string `json:"trafficAccessToken"`
 }
 
 // Timeout is the body of POST /sandboxes/{sandboxID}/timeout.
@@ -103,13 +121,13 @@ type ListedSandbox struct {
 }
 
 // SandboxDetail is the answer to GET /sandboxes/{sandboxID}. It holds no secret:
-// the guest's token comes with create and connect only.
+// tokens come with create and connect only.
 type SandboxDetail struct {
 	ListedSandbox
 	Domain *string `json:"domain"` // as in Sandbox
 	// AllowInternetAccess is the flag as given; null when it never was.
 	AllowInternetAccess *bool `json:"allowInternetAccess"`
-	// Network holds the lists as given; absent when both are empty.
+	// Network is as given; absent when nothing was.
 	Network   *Network  `json:"network,omitzero"`
 	Lifecycle Lifecycle `json:"lifecycle"`
 }

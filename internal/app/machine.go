@@ -178,6 +178,8 @@ func (v visitors) Sandbox(id string) (ingress.Target, bool) {
 		return ingress.Target{}, false
 	}
 	return ingress.Target{
-		ID: id, Addr: r.Addr, Done: r.Done, Public: true, GuestToken: v.node.GuestToken(r.Record),
+		ID: id, Addr: r.Addr, Done: r.Done,
+		Public: r.Record.Ingress.Public, Token: v.node.TrafficToken(r.Record), GuestToken: v.node.GuestToken(r.Record),
+		MaskHost: r.Record.Ingress.MaskHost,
 	}, true
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"net/netip"
+	"net/url"
 	"regexp"
 	"strings"
 
@@ -23,7 +25,7 @@ const maxKey = 200
 func (a *API) authenticate(r *http.Request) (team string, err error) {
 	presented, given := presentedKey(r)
 	if !given {
-		return "", unauthorized("API key is missing: send it in the X-API-Key header")
+		return a.anonymous(r)
 	}
 	if len(presented) > maxKey || !keyForm.MatchString(presented) {
 		return "", unauthorized("Invalid API key: it is not of the form e2b_ and hexadecimal digits")
@@ -36,6 +38,42 @@ func (a *API) authenticate(r *http.Request) (team string, err error) {
 		return "", err
 	}
 	return key.Team, nil
+}
+
+// anonymous finds the team of a request without a key, where the operator lets
+// there be one.
+//
+// Such a request could also come from a web page that somebody's browser shows:
+// to it, a server on the loopback address is near. Browsers add the page's
+// origin to whatever changes something or lets the page read the answer, unless
+// the page's own domain was made to lead here; but then that is the host.
+func (a *API) anonymous(r *http.Request) (team string, err error) {
+	switch {
+	case a.Anonymous == "":
+		return "", unauthorized("API key is missing: send it in the X-API-Key header")
+	case len(r.Header.Values("Origin")) > 0:
+		return "", unauthorized("API key is missing: web pages need one")
+	case !a.isOwnHost(r.Host):
+		return "", unauthorized("API key is missing: without one this server must be called by its address, localhost or its own domain")
+	}
+	return a.Anonymous, nil
+}
+
+// isOwnHost reports whether a host can only mean this server.
+func (a *API) isOwnHost(host string) bool {
+	name, own := strings.ToLower(hostname(host)), hostname(a.Domain)
+	if _, err := netip.ParseAddr(name); err == nil {
+		return true
+	}
+	return name == "localhost" || strings.HasSuffix(name, ".localhost") ||
+		own != "" && (name == own || strings.HasSuffix(name, "."+own))
+}
+
+// hostname takes the port from a host, where there is one, and the brackets
+// from an address.
+func hostname(host string) string {
+	u := url.URL{Host: host}
+	return u.Hostname()
 }
 
 // authenticateOperator lets the operator act without a key. One that is sent

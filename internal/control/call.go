@@ -124,7 +124,7 @@ func (c *call) sandbox() (store.Sandbox, error) {
 	switch {
 	case err != nil:
 		return store.Sandbox{}, err
-	case record.Team != c.team || record.State == sandbox.Starting:
+	case record.Team != c.team:
 		return store.Sandbox{}, sandbox.ErrNotFound
 	case record.State != sandbox.Running:
 		return store.Sandbox{}, sandbox.ErrNotRunning

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/moat-sandbox/moat/api"
 	"github.com/moat-sandbox/moat/internal/policy"
 	"github.com/moat-sandbox/moat/internal/sandbox"
 	"github.com/moat-sandbox/moat/internal/secret"
@@ -36,6 +37,11 @@ type Engine interface {
 	Samples(ctx context.Context, id string, from, to time.Time) ([]sandbox.Sample, error)
 	// GuestToken is empty for a sandbox that is not secured.
 	GuestToken(s store.Sandbox) secret.String
+	// TrafficToken is empty for a sandbox that is public.
+	TrafficToken(s store.Sandbox) secret.String
+	// RotateTrafficToken replaces the traffic token: once it returns, the old
+	// one lets nobody in. sandbox.ErrPublic for a sandbox that is public.
+	RotateTrafficToken(ctx context.Context, id string) (secret.String, error)
 	// Count is the number of live sandboxes.
 	Count() int
 }
@@ -51,7 +57,8 @@ type Templates interface {
 	List(ctx context.Context) ([]store.Template, error)
 }
 
-// Config is what an API is made of. Every field but Domain is required.
+// Config is what an API is made of. Every field but Domain and Anonymous is
+// required.
 type Config struct {
 	Store     store.Store
 	Engine    Engine
@@ -64,6 +71,9 @@ type Config struct {
 	// scheme's own. Empty answers null, and every client falls back to its own
 	// configuration.
 	Domain string
+	// Anonymous is the team that requests without an API key act for, as
+	// CubeSandbox's clients may send them. Empty refuses such requests.
+	Anonymous string
 	// MaxTimeout is how far ahead the end of a sandbox may be set.
 	MaxTimeout time.Duration
 	Logger     *slog.Logger
@@ -86,6 +96,8 @@ func New(c Config) (*API, error) {
 	switch {
 	case c.Store == nil, c.Engine == nil, c.Templates == nil, c.CheckNetwork == nil, c.Logger == nil:
 		return nil, errors.New("control: incomplete configuration")
+	case c.Anonymous != "" && !api.ValidTeam(c.Anonymous):
+		return nil, fmt.Errorf("control: team %q for requests without a key cannot be a team's name", c.Anonymous)
 	case c.MaxTimeout < time.Second:
 		return nil, fmt.Errorf("control: longest timeout %v is less than a second", c.MaxTimeout)
 	case slices.Contains(e2bDomains, strings.ToLower(c.Domain)):

@@ -10,7 +10,6 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/moat-sandbox/moat/api"
-	"github.com/moat-sandbox/moat/internal/policy"
 	"github.com/moat-sandbox/moat/internal/sandbox"
 )
 
@@ -33,16 +32,10 @@ type newSandbox struct {
 	Rest          map[string]jsontext.Value `json:",embed"`
 }
 
-func createV1(c *call) error {
-	return c.create(func(body *newSandbox) bool { return body.Secure != nil && *body.Secure })
-}
+func createV1(c *call) error { return c.create(guardV1) }
+func createV2(c *call) error { return c.create(guardV2) }
 
-// createV2 ignores secure, as E2B does: these sandboxes always are.
-func createV2(c *call) error {
-	return c.create(func(*newSandbox) bool { return true })
-}
-
-func (c *call) create(secure func(*newSandbox) bool) error {
+func (c *call) create(guard guard) error {
 	var body newSandbox
 	if err := c.body(&body, false); err != nil {
 		return err
@@ -51,10 +44,7 @@ func (c *call) create(secure func(*newSandbox) bool) error {
 	if err := c.checkTemplate(body.TemplateID); err != nil {
 		return err
 	}
-	if body.Timeout != nil && *body.Timeout <= 0 {
-		return badRequest("Timeout must be greater than 0")
-	}
-	timeout, err := c.timeout(body.Timeout)
+	timeout, err := c.firstTimeout(body.Timeout)
 	if err != nil {
 		return err
 	}
@@ -64,32 +54,43 @@ func (c *call) create(secure func(*newSandbox) bool) error {
 	if err := refuseMisplaced(body.Rest); err != nil {
 		return err
 	}
-	internet, err := agree("allow_internet_access", body.AllowInternetAccess, "allowInternetAccess", body.CamelInternet)
-	if err != nil {
-		return err
+	spec := sandbox.Spec{
+		Team:     c.team,
+		Template: body.TemplateID,
+		Timeout:  timeout,
+		Metadata: body.Metadata,
+		Env:      body.EnvVars,
 	}
-	document := policy.Document{Default: defaultVerdict(internet)}
-	if body.Network != nil {
-		if document, err = body.Network.translate("network.", internet); err != nil {
-			return err
-		}
-	}
-	if err := c.CheckNetwork(document); err != nil {
+	if err := c.settleNetwork(&spec, &body, guard); err != nil {
 		return err
 	}
 	if err := checkStrings(body.Metadata, body.EnvVars); err != nil {
 		return err
 	}
-	return c.start(sandbox.Spec{
-		Team:           c.team,
-		Template:       body.TemplateID,
-		Timeout:        timeout,
-		Secure:         secure(&body),
-		Metadata:       body.Metadata,
-		Env:            body.EnvVars,
-		Network:        document,
-		InternetAccess: internet,
-	})
+	return c.start(spec)
+}
+
+// settleNetwork fills in what the sandbox may reach and who may reach it.
+func (c *call) settleNetwork(spec *sandbox.Spec, body *newSandbox, guard guard) (err error) {
+	spec.InternetAccess, err = agree("allow_internet_access", body.AllowInternetAccess, "allowInternetAccess", body.CamelInternet)
+	if err != nil {
+		return err
+	}
+	said, err := body.Network.traffic("network.")
+	if err != nil {
+		return err
+	}
+	if spec.Ingress, err = said.ingress(); err != nil {
+		return err
+	}
+	if spec.Network, err = body.Network.translate("network.", spec.InternetAccess); err != nil {
+		return err
+	}
+	if err := c.CheckNetwork(spec.Network); err != nil {
+		return err
+	}
+	spec.Secure, err = guard(body.Secure, spec.Ingress.Public)
+	return err
 }
 
 func (c *call) start(spec sandbox.Spec) error {
@@ -140,13 +141,13 @@ func checkStrings(metadata, env map[string]string) error {
 	return nil
 }
 
-// agree takes a flag that may come in two spellings.
-func agree(name string, a *bool, alias string, b *bool) (*bool, error) {
+// agree takes a setting that may come in two spellings.
+func agree[T comparable](name string, a *T, alias string, b *T) (*T, error) {
 	switch {
 	case a == nil:
 		return b, nil
 	case b != nil && *a != *b:
-		return nil, badRequest("%s is %t but %s is %t", name, *a, alias, *b)
+		return nil, badRequest("%s is %v but %s is %v", name, *a, alias, *b)
 	}
 	return a, nil
 }

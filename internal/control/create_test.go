@@ -64,6 +64,7 @@ func TestCreateAsSDKsDo(t *testing.T) {
 		"python 2.45": {"/sandboxes", `{"templateID":"base","metadata":{},"envVars":{},"timeout":300,"secure":true,"allow_internet_access":true,
 			"network":{"allowOut":["1.1.1.1","8.8.8.0/24"],"denyOut":["0.0.0.0/0"],"allowPublicTraffic":true}}`,
 			sandbox.Spec{Secure: true, InternetAccess: &yes, Metadata: map[string]string{}, Env: map[string]string{},
+				Ingress: sandbox.Ingress{Public: true, AllowPublicTraffic: &yes},
 				Network: policy.Document{AllowOut: []string{"1.1.1.1", "8.8.8.0/24"}, DenyOut: []string{"0.0.0.0/0"}, Default: policy.Allow}}},
 		"js 2.51": {"/v2/sandboxes", `{"templateID":"code-interpreter-v1","network":{}}`,
 			sandbox.Spec{Template: "code-interpreter-v1", Secure: true, Network: policy.Document{Default: policy.Allow}}},
@@ -82,6 +83,7 @@ func TestCreateAsSDKsDo(t *testing.T) {
 			r.t = t
 			r.send(keyA, "POST", test.path, test.body).want(http.StatusCreated)
 			test.want.Team, test.want.Timeout = "team-a", 300*time.Second
+			test.want.Ingress.Public = true
 			if test.want.Template == "" {
 				test.want.Template = "base"
 			}
@@ -160,7 +162,8 @@ var badCreates = []struct{ body, text string }{
 	{`{"templateID":"a b"}`, `Invalid template reference: "a b"`},
 	{`{"templateID":"../../etc"}`, "Invalid template reference"},
 	{`{"templateID":"base","timeout":0}`, "Timeout must be greater than 0"},
-	{`{"templateID":"base","timeout":-1}`, "Timeout must be greater than 0"},
+	{`{"templateID":"base","timeout":-1}`, "Timeout must be greater than 0, got -1: every sandbox ends, after at most 24 hours"},
+	{`{"templateID":"base","timeout":300.0}`, "timeout must be a whole number, got 300.0"},
 	{`{"templateID":"base","timeout":86401}`, "Timeout cannot be greater than 24 hours"},
 	{`{"templateID":"base","timeout":9223372036854775807}`, "Timeout cannot be greater than 24 hours"},
 	{`{"templateID":"base","envVars":{"":"x"}}`, "environment variable"},
@@ -184,6 +187,12 @@ var badCreates = []struct{ body, text string }{
 	{`{"templateID":"base","network":{"denyout":["1.1.1.1"]}}`, "network.denyout is not a network setting"},
 	{`{"templateID":"base","denyOut":["1.1.1.1"]}`, "denyOut has no effect here"},
 	{`{"templateID":"base","allowPublicTraffic":false}`, "allowPublicTraffic has no effect here"},
+	{`{"templateID":"base","mask_request_host":"x"}`, "mask_request_host has no effect here"},
+	{`{"templateID":"base","network":{"allowPublicTraffic":false,"allow_public_traffic":true}}`, "network.allowPublicTraffic is false but network.allow_public_traffic is true"},
+	{`{"templateID":"base","network":{"maskRequestHost":"a","mask_request_host":""}}`, "network.maskRequestHost is a but network.mask_request_host is "},
+	{`{"templateID":"base","network":{"allowPublicTraffic":"false"}}`, `network.allowPublicTraffic must be true or false, got "false"`},
+	{`{"templateID":"base","network":{"maskRequestHost":8080}}`, "network.maskRequestHost must be a string, got 8080"},
+	{`{"templateID":"base","network":{"maskRequestHost":"http://localhost"}}`, "mask request host is not valid: http://localhost"},
 
 	// What E2B and Cube have and this server does not enforce.
 	{`{"templateID":"base","autoPause":true}`, "autoPause: pausing at the end of the timeout is not available yet: leave it out or send false"},
@@ -196,9 +205,6 @@ var badCreates = []struct{ body, text string }{
 	{`{"templateID":"base","volumeMounts":[{"name":"v","path":"/v"}]}`, "volumeMounts"},
 	{`{"templateID":"base","mcp":{}}`, "mcp: running MCP servers is not available yet: leave it out"},
 	{`{"templateID":"base","distributionScope":["node-1"]}`, "distributionScope"},
-	{`{"templateID":"base","network":{"allowPublicTraffic":false}}`, "network.allowPublicTraffic: restricting public traffic is not available yet: leave it out or send true"},
-	{`{"templateID":"base","network":{"allow_public_traffic":false}}`, "network.allow_public_traffic"},
-	{`{"templateID":"base","network":{"maskRequestHost":"localhost:${PORT}"}}`, "network.maskRequestHost"},
 	{`{"templateID":"base","network":{"rules":{"x.com":[{"transform":{"headers":{"A":"b"}}}]}}}`, "network.rules"},
 	{`{"templateID":"base","network":{"rules":[{"name":"r"}]}}`, "network.rules"},
 	{`{"templateID":"base","network":{"egressProxy":{"address":"1.1.1.1:1080","password":"hunter2"}}}`, "network.egressProxy"},

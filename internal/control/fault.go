@@ -50,6 +50,8 @@ func (c *call) explain(err error) *fault {
 		return &fault{status: http.StatusNotFound, message: fmt.Sprintf("Sandbox %q doesn't exist or you don't have access to it", c.id)}
 	case errors.Is(err, sandbox.ErrNotRunning):
 		return &fault{status: http.StatusConflict, message: fmt.Sprintf("Sandbox %q is being killed", c.id)}
+	case errors.Is(err, sandbox.ErrPublic):
+		return &fault{status: http.StatusConflict, message: fmt.Sprintf("Sandbox %q is open to everybody: it has no traffic token", c.id)}
 	case errors.Is(err, sandbox.ErrTemplateNotFound):
 		return &fault{status: http.StatusNotFound, message: "Template not found"}
 	case errors.Is(err, sandbox.ErrTeamLimit):

@@ -77,7 +77,14 @@ func FuzzCreate(f *testing.F) {
 				}
 			}
 		}
-		if network["allowPublicTraffic"] == false || again["autoPause"] == true {
+		private := network["allowPublicTraffic"] == false || network["allow_public_traffic"] == false
+		if private == spec.Ingress.Public {
+			t.Fatalf("%q became public: %t", body, spec.Ingress.Public)
+		}
+		if strings.ContainsAny(spec.Ingress.MaskHost, " \t\r\n/@?#\\") || strings.ContainsFunc(spec.Ingress.MaskHost, func(r rune) bool { return r > '~' }) {
+			t.Fatalf("took the mask %q", spec.Ingress.MaskHost)
+		}
+		if again["autoPause"] == true {
 			t.Fatalf("accepted %q", body)
 		}
 	})

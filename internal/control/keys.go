@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -102,9 +101,6 @@ func keyPrefix(value string) string {
 	return value[:shown]
 }
 
-// teamForm is what a team may be called.
-var teamForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
-
 // maxKeyName bounds a key's name, in bytes.
 const maxKeyName = 100
 
@@ -116,7 +112,7 @@ func createKey(c *call) error {
 	if len(body.Name) > maxKeyName || strings.ContainsFunc(body.Name, unicode.IsControl) || !utf8.ValidString(body.Name) {
 		return badRequest("name must be at most %d bytes of printable text, got %q", maxKeyName, clip(body.Name))
 	}
-	if body.Team != "" && !teamForm.MatchString(body.Team) {
+	if body.Team != "" && !api.ValidTeam(body.Team) {
 		return badRequest("team must be at most 63 letters, digits, dots, dashes and underscores, got %q", clip(body.Team))
 	}
 	value, id := newAPIKey(), newKeyID()

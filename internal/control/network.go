@@ -10,12 +10,14 @@ import (
 	"github.com/moat-sandbox/moat/internal/policy"
 )
 
-// networkBody is api.Network with everything else a client may send. Cube also
-// takes its lists in snake case.
+// networkBody is api.Network with everything else a client may send, nil for
+// nothing. Cube also takes some of it in snake case.
 type networkBody struct {
 	api.Network
 	SnakeAllowOut []string                  `json:"allow_out"`
 	SnakeDenyOut  []string                  `json:"deny_out"`
+	SnakePublic   *bool                     `json:"allow_public_traffic"`
+	SnakeMask     *string                   `json:"mask_request_host"`
 	Rest          map[string]jsontext.Value `json:",embed"`
 }
 
@@ -39,6 +41,10 @@ func updateNetwork(c *call) error {
 	if err != nil {
 		return err
 	}
+	said, err := body.traffic("")
+	if err != nil {
+		return err
+	}
 	document, err := body.translate("", internet)
 	if err != nil {
 		return err
@@ -46,7 +52,11 @@ func updateNetwork(c *call) error {
 	if err := c.CheckNetwork(document); err != nil {
 		return err
 	}
-	if _, err := c.sandbox(); err != nil {
+	record, err := c.sandbox()
+	if err != nil {
+		return err
+	}
+	if err := said.keeps(record.Ingress); err != nil {
 		return err
 	}
 	ctx, cancel := c.lasting()
@@ -63,6 +73,9 @@ func updateNetwork(c *call) error {
 // translate makes the document and refuses what it cannot express. prefix is
 // where the settings stand in the request's body.
 func (n *networkBody) translate(prefix string, internet *bool) (policy.Document, error) {
+	if n == nil {
+		return policy.Document{Default: defaultVerdict(internet)}, nil
+	}
 	if err := refuseUnserved(prefix, n.Rest, networkUnserved); err != nil {
 		return policy.Document{}, err
 	}

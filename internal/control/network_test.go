@@ -72,8 +72,6 @@ func TestUpdateNetworkRefusals(t *testing.T) {
 		`{"allowOut":[1]}`:                     "allowOut[0] must be a string, got 1",
 		`{"denyOut":["1.1.1.1"],"denyOut":[]}`: "duplicate key: denyOut",
 		`{"allow_internet_access":false,"allowInternetAccess":true}`:    "allow_internet_access is false but allowInternetAccess is true",
-		`{"allowPublicTraffic":false}`:                                  "allowPublicTraffic",
-		`{"maskRequestHost":"x"}`:                                       "maskRequestHost",
 		`{"rules":{"x.com":[]}}`:                                        "rules",
 		`{"egressProxy":{"address":"1.1.1.1:1"}}`:                       "egressProxy",
 		`{"network":{"denyOut":["0.0.0.0/0"]}}`:                         "network is not a network setting",

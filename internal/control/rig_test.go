@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -240,6 +239,7 @@ func (e *engine) Create(ctx context.Context, spec sandbox.Spec) (store.Sandbox, 
 		StartedAt: now, EndAt: now.Add(spec.Timeout), Secure: spec.Secure,
 		Limits:   sandbox.Limits{CPUs: 2, MemoryMB: 512, DiskMB: 1024},
 		Metadata: spec.Metadata, Network: spec.Network, InternetAccess: spec.InternetAccess, Generation: 1,
+		Ingress: spec.Ingress, TrafficNonce: "1",
 	}
 	if spec.Template != record.TemplateID {
 		record.Alias = spec.Template
@@ -301,6 +301,27 @@ func (e *engine) GuestToken(s store.Sandbox) secret.String {
 	return secret.New("guest-token-of-" + s.ID)
 }
 
+func (e *engine) TrafficToken(s store.Sandbox) secret.String {
+	if s.Ingress.Public {
+		return secret.String{}
+	}
+	return secret.New("traffic-token-" + s.TrafficNonce + "-of-" + s.ID)
+}
+
+func (e *engine) RotateTrafficToken(ctx context.Context, id string) (secret.String, error) {
+	if err := e.failure(); err != nil {
+		return secret.String{}, err
+	}
+	record, err := e.store.UpdateSandbox(ctx, id, func(s *store.Sandbox) error {
+		if s.Ingress.Public {
+			return sandbox.ErrPublic
+		}
+		s.TrafficNonce += "+1"
+		return nil
+	})
+	return e.TrafficToken(record), err
+}
+
 func (e *engine) Count() int {
 	if e.crash {
 		panic("count lost its way")
@@ -322,63 +343,14 @@ func (e *engine) created() int {
 	return len(e.specs)
 }
 
-// templates stands in for the template library.
-type templates struct {
-	added   []string
-	removed []string
-	fails   error
-}
-
-var baseTemplate = store.Template{
-	ID: "t1", Names: []string{"base", "code-interpreter-v1"}, Source: "the host's own files",
-	Limits:    sandbox.Limits{CPUs: 2, MemoryMB: 512, DiskMB: 1024},
-	CreatedAt: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC),
-}
-
-func (l *templates) Resolve(_ context.Context, ref string) (store.Template, error) {
-	if ref == baseTemplate.ID || slices.Contains(baseTemplate.Names, ref) {
-		return baseTemplate, nil
-	}
-	return store.Template{}, sandbox.ErrTemplateNotFound
-}
-
-func (l *templates) add(what string, names []string) (store.Template, error) {
-	if l.fails != nil {
-		return store.Template{}, l.fails
-	}
-	l.added = append(l.added, what)
-	return store.Template{ID: "t2", Names: names, Source: what}, nil
-}
-
-func (l *templates) AddDir(_ context.Context, path string, names []string) (store.Template, error) {
-	return l.add("dir "+path, names)
-}
-
-func (l *templates) AddTar(_ context.Context, path string, names []string) (store.Template, error) {
-	return l.add("tar "+path, names)
-}
-
-func (l *templates) AddImage(ctx context.Context, ref string, names []string, insecure bool) (store.Template, error) {
-	if _, bounded := ctx.Deadline(); bounded {
-		return store.Template{}, context.DeadlineExceeded
-	}
-	if insecure {
-		ref += " insecure"
-	}
-	return l.add("image "+ref, names)
-}
-
-func (l *templates) Remove(_ context.Context, ref string) error {
-	if _, err := l.Resolve(context.Background(), ref); err != nil {
-		return err
-	}
-	l.removed = append(l.removed, ref)
-	return l.fails
-}
-
-func (l *templates) List(context.Context) ([]store.Template, error) {
-	return []store.Template{baseTemplate}, nil
-}
-
 // openNothing is a store that nobody may ask.
 type openNothing struct{ store.Store }
+
+// quoted is text as JSON.
+func quoted(text string) string {
+	raw, err := json.Marshal(text)
+	if err != nil {
+		panic(err)
+	}
+	return string(raw)
+}

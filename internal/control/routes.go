@@ -37,11 +37,12 @@ var publicRoutes = []route{
 	{"GET /sandboxes/metrics", metricsOfMany, keyed},
 	{"GET /sandboxes/{sandboxID}", get, keyed},
 	{"DELETE /sandboxes/{sandboxID}", kill, keyed},
-	{"POST /sandboxes/{sandboxID}/connect", connect, keyed},
-	{"POST /v2/sandboxes/{sandboxID}/connect", connect, keyed},
+	{"POST /sandboxes/{sandboxID}/connect", connectV1, keyed},
+	{"POST /v2/sandboxes/{sandboxID}/connect", connectV2, keyed},
 	{"POST /sandboxes/{sandboxID}/timeout", setTimeout, keyed},
 	{"POST /sandboxes/{sandboxID}/refreshes", refresh, keyed},
 	{"PUT /sandboxes/{sandboxID}/network", updateNetwork, keyed},
+	{"POST /sandboxes/{sandboxID}/traffic-token", rotateTrafficToken, keyed},
 	{"GET /sandboxes/{sandboxID}/metrics", metricsOfOne, keyed},
 
 	// E2B deletes snapshots here. There are none, and templates are the
@@ -53,6 +54,7 @@ var publicRoutes = []route{
 	{"POST /sandboxes/{sandboxID}/snapshots", notYet("taking snapshots"), keyed},
 	{"GET /snapshots", notYet("listing snapshots"), keyed},
 	{"POST /sandboxes/{sandboxID}/fork", notYet("forking"), keyed},
+	{"POST /sandboxes/{sandboxID}/rollback", notYet("going back to a snapshot"), keyed},
 	{"GET /sandboxes/{sandboxID}/logs", notYet("reading logs"), keyed},
 	{"GET /v2/sandboxes/{sandboxID}/logs", notYet("reading logs"), keyed},
 }
@@ -142,8 +144,8 @@ func unknownRoute(r *http.Request) error {
 }
 
 // allowAnyOrigin lets web pages of any origin use the API, as E2B does. That
-// gives them nothing: a request counts by its API key alone, and no browser
-// adds that by itself.
+// gives them nothing: a page's request counts by its API key alone, and no
+// browser adds that by itself.
 func allowAnyOrigin(h http.Header) {
 	h.Set("Access-Control-Allow-Origin", "*")
 	h.Set("Access-Control-Allow-Methods", "GET, HEAD, POST, PUT, DELETE, OPTIONS")

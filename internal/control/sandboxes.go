@@ -49,9 +49,19 @@ func kill(c *call) error {
 	return c.done()
 }
 
-// connect is the same in both dialects. E2B's first one demands a timeout,
-// but the Cube SDK sends none.
-func connect(c *call) error {
+// connectV1 serves two kinds of clients. E2B's demand the traffic token again
+// and always send a timeout here. CubeSandbox's send none and are told the token
+// at create only: "single delivery" is a promise to them.
+func connectV1(c *call) error {
+	return c.connect(func(body api.Connect) bool { return body.Timeout != nil })
+}
+
+// connectV2 is E2B's alone.
+func connectV2(c *call) error {
+	return c.connect(func(api.Connect) bool { return true })
+}
+
+func (c *call) connect(withTrafficToken func(api.Connect) bool) error {
 	var body api.Connect
 	if err := c.sandboxID(); err != nil {
 		return err
@@ -70,7 +80,11 @@ func connect(c *call) error {
 	if err != nil {
 		return err
 	}
-	return c.reply(http.StatusOK, c.connection(record))
+	answer := c.connection(record)
+	if !withTrafficToken(body) {
+		answer.TrafficAccessToken = nil
+	}
+	return c.reply(http.StatusOK, answer)
 }
 
 func setTimeout(c *call) error {
@@ -120,17 +134,34 @@ func (c *call) setEnd(fromNow time.Duration, extendOnly bool) error {
 	return c.done()
 }
 
+// firstTimeout is timeout for a sandbox that does not live yet.
+func (c *call) firstTimeout(seconds *int64) (time.Duration, error) {
+	switch {
+	case seconds != nil && *seconds == 0:
+		return 0, badRequest("Timeout must be greater than 0")
+	case seconds != nil && *seconds < 0:
+		return 0, badRequest("Timeout must be greater than 0, got %d%s", *seconds, c.noEternity())
+	}
+	return c.timeout(seconds)
+}
+
 // timeout checks a time to live in seconds; nil gives the default.
 func (c *call) timeout(seconds *int64) (time.Duration, error) {
 	switch {
 	case seconds == nil:
 		return min(defaultTimeout, c.MaxTimeout), nil
 	case *seconds < 0:
-		return 0, badRequest("Timeout must not be negative, got %d", *seconds)
+		return 0, badRequest("Timeout must not be negative, got %d%s", *seconds, c.noEternity())
 	case *seconds > int64(c.MaxTimeout/time.Second):
 		return 0, badRequest("Timeout cannot be greater than %s", inHours(c.MaxTimeout))
 	}
 	return time.Duration(*seconds) * time.Second, nil
+}
+
+// noEternity tells those who say -1 for "never", as CubeSandbox lets them, what
+// there is instead.
+func (c *call) noEternity() string {
+	return ": every sandbox ends, after at most " + inHours(c.MaxTimeout)
 }
 
 func inHours(d time.Duration) string {

@@ -32,12 +32,8 @@ var createUnserved = []unserved{
 }
 
 var networkUnserved = []unserved{
-	{"maskRequestHost", []string{`""`}, "masking the Host header"},
-	{"mask_request_host", []string{`""`}, "masking the Host header"},
 	{"rules", []string{`{}`, `[]`}, "changing requests on the way"},
 	{"egressProxy", nil, "an upstream proxy"},
-	{"allowPublicTraffic", []string{`true`}, "restricting public traffic"},
-	{"allow_public_traffic", []string{`true`}, "restricting public traffic"},
 	{"httpsPorts", []string{`[]`}, "TLS towards ports of the sandbox"},
 }
 
@@ -68,7 +64,10 @@ func isInert(value jsontext.Value, inert []string) bool {
 // refuseMisplaced finds network settings beside "network" instead of in it,
 // where they would do nothing.
 func refuseMisplaced(rest map[string]jsontext.Value) error {
-	fields := []string{"allowOut", "denyOut", "allow_out", "deny_out"}
+	fields := []string{
+		"allowOut", "denyOut", "allow_out", "deny_out",
+		"allowPublicTraffic", "allow_public_traffic", "maskRequestHost", "mask_request_host",
+	}
 	for _, u := range networkUnserved {
 		fields = append(fields, u.field)
 	}

@@ -10,9 +10,9 @@ import (
 
 // This file turns records into what clients see of them.
 
-// connection is what a client needs to use a sandbox.
+// connection is what a client needs to use a sandbox, with all its secrets.
 func (c *call) connection(s store.Sandbox) api.Sandbox {
-	return api.Sandbox{
+	answer := api.Sandbox{
 		SandboxID:       s.ID,
 		TemplateID:      s.TemplateID,
 		Alias:           s.Alias,
@@ -21,19 +21,36 @@ func (c *call) connection(s store.Sandbox) api.Sandbox {
 		EnvdAccessToken: c.Engine.GuestToken(s).Reveal(),
 		Domain:          c.domain(),
 	}
+	if token := c.Engine.TrafficToken(s); !token.Empty() {
+		revealed := token.Reveal()
+		answer.TrafficAccessToken = &revealed
+	}
+	return answer
 }
 
 func (c *call) detail(s store.Sandbox) api.SandboxDetail {
-	detail := api.SandboxDetail{
+	return api.SandboxDetail{
 		ListedSandbox:       listed(s),
 		Domain:              c.domain(),
 		AllowInternetAccess: s.InternetAccess,
+		Network:             network(s),
 		Lifecycle:           api.Lifecycle{OnTimeout: "kill"},
 	}
-	if len(s.Network.AllowOut)+len(s.Network.DenyOut) > 0 {
-		detail.Network = &api.Network{AllowOut: s.Network.AllowOut, DenyOut: s.Network.DenyOut}
+}
+
+// network is what was said about the network, nil for nothing.
+func network(s store.Sandbox) *api.Network {
+	said := api.Network{
+		AllowOut: s.Network.AllowOut, DenyOut: s.Network.DenyOut,
+		AllowPublicTraffic: s.Ingress.AllowPublicTraffic,
 	}
-	return detail
+	if s.Ingress.MaskHost != "" {
+		said.MaskRequestHost = &s.Ingress.MaskHost
+	}
+	if len(said.AllowOut)+len(said.DenyOut) == 0 && said.AllowPublicTraffic == nil && said.MaskRequestHost == nil {
+		return nil
+	}
+	return &said
 }
 
 // domain is nil where none is configured. Where one is, it is always told: a

@@ -13,11 +13,11 @@ import (
 // State is where a sandbox is in its life.
 type State string
 
-// A sandbox is recorded as Starting before anything is made for it, becomes
-// Running once its guest answers, and Stopping before anything is torn down.
-// Whatever is not Running after a restart of the server is removed.
+// A sandbox is recorded as Running while it is still being started: the record
+// is written meanwhile, and removed again if the start fails. It is recorded as
+// Stopping before anything is torn down. Whatever is not Running after a restart
+// of the server is removed.
 const (
-	Starting State = "starting"
 	Running  State = "running"
 	Stopping State = "stopping"
 )
@@ -36,6 +36,7 @@ type Spec struct {
 	// InternetAccess is the flag exactly as given; nil when it never was. Its
 	// meaning is already part of Network.
 	InternetAccess *bool
+	Ingress        Ingress
 }
 
 // Errors that callers branch on. Anything else is internal.

@@ -75,6 +75,12 @@ type Sandbox struct {
 	// stored document is always the one the data plane has confirmed.
 	Generation uint64 `json:"generation"`
 
+	Ingress sandbox.Ingress `json:"ingress"`
+	// TrafficNonce is what the traffic token is derived from, beside the
+	// server's own key; empty for a public sandbox. Another one makes another
+	// token.
+	TrafficNonce string `json:"trafficNonce,omitempty"`
+
 	// Runtime, Box and Slot say where it lives on this machine.
 	Runtime string `json:"runtime"`
 	Box     string `json:"box"`

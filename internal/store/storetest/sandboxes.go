@@ -34,6 +34,8 @@ func fullSandbox(id, team string) store.Sandbox {
 		},
 		InternetAccess: &off,
 		Generation:     7,
+		Ingress:        sandbox.Ingress{Public: true, AllowPublicTraffic: &off, MaskHost: "localhost:${PORT}"},
+		TrafficNonce:   "n1",
 		Runtime:        "gvisor", Box: "b1", Slot: 3,
 	}
 }

@@ -1,0 +1,114 @@
+package node
+
+import (
+	"errors"
+	"log/slog"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/moat-sandbox/moat/internal/policy"
+	"github.com/moat-sandbox/moat/internal/sandbox"
+	"github.com/moat-sandbox/moat/internal/secret"
+)
+
+// A sandbox that nobody made public has a token, from its create to its end and
+// over restarts of the server; at rest there is nothing to derive it from but
+// with the server's key.
+func TestTrafficToken(t *testing.T) {
+	r := newRig(t)
+	first := r.open()
+	public := spec("a")
+	public.Ingress = sandbox.Ingress{Public: true, MaskHost: "localhost:${PORT}"}
+	open, err := first.Create(t.Context(), public)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if token := first.TrafficToken(open); !token.Empty() || open.TrafficNonce != "" {
+		t.Errorf("a public sandbox has the token %q", token.Reveal())
+	}
+	record := create(t, first, "a")
+	other := create(t, first, "b")
+	token := first.TrafficToken(record).Reveal()
+	if len(token) != 64 || token == first.GuestToken(record).Reveal() || token == first.TrafficToken(other).Reveal() {
+		t.Errorf("token %q is not one of its own", token)
+	}
+	rotated, err := first.RotateTrafficToken(t.Context(), record.ID)
+	if err != nil || rotated.Empty() || rotated.Reveal() == token {
+		t.Fatalf("rotated to %q, %v", rotated.Reveal(), err)
+	}
+	if _, err := first.RotateTrafficToken(t.Context(), open.ID); !errors.Is(err, sandbox.ErrPublic) {
+		t.Errorf("rotated the token of a public sandbox: %v", err)
+	}
+	if _, err := first.RotateTrafficToken(t.Context(), "inone"); !errors.Is(err, sandbox.ErrNotFound) {
+		t.Errorf("rotated the token of no sandbox: %v", err)
+	}
+	first.Close()
+
+	second := r.open()
+	defer second.Close()
+	reached, ok := second.Reach(record.ID)
+	if !ok || !second.TrafficToken(reached.Record).Equal(rotated.Reveal()) {
+		t.Error("the restarted server has another token")
+	}
+	reached, ok = second.Reach(open.ID)
+	if !ok || !reached.Record.Ingress.Public || reached.Record.Ingress.MaskHost != "localhost:${PORT}" {
+		t.Errorf("adopted as %+v", reached.Record.Ingress)
+	}
+	raw, err := os.ReadFile(r.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, token := range []string{token, rotated.Reveal()} {
+		if strings.Contains(string(raw), token) {
+			t.Error("a token is kept at rest")
+		}
+	}
+	if err := second.Kill(t.Context(), record.ID); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := second.RotateTrafficToken(t.Context(), record.ID); !errors.Is(err, sandbox.ErrNotFound) {
+		t.Errorf("rotated the token of a killed sandbox: %v", err)
+	}
+}
+
+// A rotation that is not recorded did not happen.
+func TestRotationFailsWhole(t *testing.T) {
+	r := newRig(t)
+	n := r.open()
+	defer n.Close()
+	record := create(t, n, "a")
+	r.setBroken("update", true)
+	if _, err := n.RotateTrafficToken(t.Context(), record.ID); !errors.Is(err, errBroken) {
+		t.Fatalf("rotated: %v", err)
+	}
+	reached, ok := n.Reach(record.ID)
+	if !ok || !n.TrafficToken(reached.Record).Equal(n.TrafficToken(record).Reveal()) {
+		t.Error("the old token does not hold")
+	}
+}
+
+// A record without a nonce, as damage or an older version may leave one, lets
+// nobody in.
+func TestNoNonceNoToken(t *testing.T) {
+	r := newRig(t)
+	n := r.open()
+	defer n.Close()
+	record := create(t, n, "a")
+	record.TrafficNonce = ""
+	if token := n.TrafficToken(record); !token.Empty() || token.Equal("") {
+		t.Errorf("there is a token: %q", token.Reveal())
+	}
+}
+
+func TestOpenNeedsAMasterKey(t *testing.T) {
+	r := newRig(t)
+	_, err := Open(t.Context(), Config{
+		Store: r.store, Network: r, Runtime: rigRuntime{r}, Templates: r, Master: secret.Master{}, Logger: slog.New(slog.DiscardHandler),
+		Compile:      func(d policy.Document) (*policy.Policy, error) { return policy.Parse(d, policy.Options{}) },
+		MaxSandboxes: 1, TeamLimit: 1,
+	})
+	if err == nil || !strings.Contains(err.Error(), "master key") {
+		t.Errorf("opened without one: %v", err)
+	}
+}
