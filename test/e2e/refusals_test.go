@@ -288,11 +288,11 @@ func TestTimeoutsReap(t *testing.T) {
 		}
 	}
 	short := s.Create(t, api.NewSandbox{Timeout: harness.Seconds(2 * time.Second)})
-	long := s.Create(t, api.NewSandbox{Timeout: harness.Seconds(2 * time.Second)})
-	cut := s.Create(t, api.NewSandbox{})
+	long := s.Create(t, api.NewSandbox{Timeout: harness.Seconds(10 * time.Second)})
 	if err := c.SetTimeout(t.Context(), long.ID, time.Hour); err != nil {
 		t.Fatal(err)
 	}
+	cut := s.Create(t, api.NewSandbox{})
 	if err := c.SetTimeout(t.Context(), cut.ID, 0); err != nil {
 		t.Fatal(err)
 	}
