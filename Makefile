@@ -52,7 +52,7 @@ bench: build
 
 ## fuzz: every fuzz target for FUZZTIME
 fuzz: build
-	demo=; for file in $$(grep -rl --include='*_test.go' '^func Fuzz' . --exclude-dir=node_modules); do \
+	for file in $$(grep -rl --include='*_test.go' '^func Fuzz' . --exclude-dir=node_modules); do \
 	  for target in $$(grep -o '^func Fuzz[A-Za-z0-9_]*' $$file | cut -c6-); do \
 	    echo "$$target in $$(dirname $$file)"; \
 	    $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) ./$$(dirname $$file); \
