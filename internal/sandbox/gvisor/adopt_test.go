@@ -37,7 +37,7 @@ func helper(encoded string) error {
 	if err := json.Unmarshal([]byte(encoded), &task); err != nil {
 		return err
 	}
-	r, err := New(testConfig(task.Root))
+	r, err := openTest(task.Root)
 	if err != nil {
 		return err
 	}
@@ -189,7 +189,7 @@ func adoptOne(t *testing.T, r *Runtime, id string, s *slot) {
 // TestCloseKeepsBoxes: a server that ends in order leaves its boxes running.
 func TestCloseKeepsBoxes(t *testing.T) {
 	l, s, root := newLab(t), newSlot(t), t.TempDir()
-	first, err := New(testConfig(root))
+	first, err := openTest(root)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -237,7 +237,7 @@ func TestInterrupted(t *testing.T) {
 		// The moment is arbitrary: there is no event to wait for.
 		time.Sleep(time.Duration(i) * 17 * time.Millisecond)
 		kill9(t, cmd)
-		r, err := New(testConfig(root))
+		r, err := openTest(root)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -41,6 +41,7 @@ func (b *box) bootSentry(ctx context.Context, image string, netns *os.File) erro
 	mounts := pauseMounts()
 	var err error
 	b.sentry, err = launch{
+		exe:   b.runtime.exe,
 		name:  sentryName,
 		flags: b.flags,
 		command: append([]string{

@@ -35,6 +35,7 @@ func (b *box) startGofer(spec *specs.Spec, mounts specutils.GoferMountConfFlags)
 		return nil, files.err
 	}
 	b.gofer, err = launch{
+		exe:     b.runtime.exe,
 		name:    goferName,
 		flags:   b.flags,
 		command: []string{"gofer", "--bundle=" + b.dir, "--gofer-mount-confs=" + mounts.String()},

@@ -56,6 +56,7 @@ var errClosed = errors.New("the runtime is closed")
 
 // Runtime implements sandbox.Runtime.
 type Runtime struct {
+	exe      string // what a box's processes execute
 	root     string
 	instance string
 	log      *slog.Logger
@@ -72,7 +73,10 @@ type Runtime struct {
 var _ sandbox.Runtime = (*Runtime)(nil)
 
 // New prepares root. It fails where no box could ever be booted.
-func New(cfg Config) (*Runtime, error) {
+func New(cfg Config) (*Runtime, error) { return open(cfg, "/proc/self/exe") }
+
+// open is New with an executable that calls Dispatch.
+func open(cfg Config, exe string) (*Runtime, error) {
 	switch {
 	case !filepath.IsAbs(cfg.Root) || filepath.Clean(cfg.Root) != cfg.Root:
 		return nil, fmt.Errorf("gvisor: root %q is not a clean absolute path", cfg.Root)
@@ -83,10 +87,10 @@ func New(cfg Config) (*Runtime, error) {
 	case os.Geteuid() != 0:
 		return nil, fmt.Errorf("gvisor: running as user %d, root is needed", os.Geteuid())
 	}
-	if err := checkExecutable(); err != nil {
+	if err := checkExecutable(exe); err != nil {
 		return nil, fmt.Errorf("gvisor: %w", err)
 	}
-	r := &Runtime{root: cfg.Root, instance: cfg.Instance, log: cfg.Logger, boxes: map[string]*box{}}
+	r := &Runtime{exe: exe, root: cfg.Root, instance: cfg.Instance, log: cfg.Logger, boxes: map[string]*box{}}
 	if err := os.MkdirAll(r.boxDir(""), 0o700); err != nil {
 		return nil, fmt.Errorf("gvisor: create root: %w", err)
 	}
@@ -107,15 +111,15 @@ func (r *Runtime) Name() string { return "gvisor" }
 
 // checkExecutable refuses an executable that cannot run in the empty root of a
 // sentry: one that needs a loader.
-func checkExecutable() error {
-	exe, err := elf.Open("/proc/self/exe")
+func checkExecutable(path string) error {
+	exe, err := elf.Open(path)
 	if err != nil {
-		return fmt.Errorf("read own executable: %w", err)
+		return fmt.Errorf("read executable: %w", err)
 	}
 	defer exe.Close()
 	for _, p := range exe.Progs {
 		if p.Type == elf.PT_INTERP {
-			return errors.New("this executable is dynamically linked, it must be built with CGO_ENABLED=0")
+			return fmt.Errorf("%s is dynamically linked, it must be built with CGO_ENABLED=0", path)
 		}
 	}
 	return nil

@@ -119,7 +119,7 @@ func newRuntime(t testing.TB) *Runtime {
 // nothing is left of its boxes.
 func openRuntime(t testing.TB, root string) *Runtime {
 	t.Helper()
-	r, err := New(testConfig(root))
+	r, err := openTest(root)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -132,6 +132,18 @@ func openRuntime(t testing.TB, root string) *Runtime {
 		}
 	})
 	return r
+}
+
+// exeEnv names another build of this test binary for the boxes to run. The race
+// detector needs cgo, which a sentry cannot have: build one without, with
+// "CGO_ENABLED=0 go test -c", and run the tests under -race with this.
+const exeEnv = "MOAT_TEST_GVISOR_EXE"
+
+func openTest(root string) (*Runtime, error) {
+	if exe := os.Getenv(exeEnv); exe != "" {
+		return open(testConfig(root), exe)
+	}
+	return New(testConfig(root))
 }
 
 func testConfig(root string) Config {

@@ -18,6 +18,7 @@ import (
 // owner, move the whole process into a cgroup and back, and cannot be
 // cancelled. A server that boots many boxes at a time can afford none of that.
 type launch struct {
+	exe     string
 	name    string   // argv[0]
 	flags   []string // gVisor's general flags
 	command []string // the subcommand and its flags
@@ -45,7 +46,7 @@ func (l launch) start() (*process, error) {
 		extra = append(extra, d.file)
 	}
 	pidfd := -1
-	cmd := exec.Command("/proc/self/exe", append(args, l.id)...)
+	cmd := exec.Command(l.exe, append(args, l.id)...)
 	cmd.Args[0] = l.name
 	cmd.Env = []string{}
 	cmd.ExtraFiles = extra
