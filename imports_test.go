@@ -40,7 +40,8 @@ kernel:              internal/egress/kernel -> internal/policy
 drivers are leaves:  internal/sandbox/gvisor internal/sandbox/namespaces -> internal/sandbox
 templates:           internal/template/... -> internal/template/... internal/sandbox internal/store
 guest daemon:        internal/guest/... -> internal/guest/... api/...
-public URLs:         internal/ingress -> internal/sandbox internal/secret api
+public URLs:         internal/ingress -> internal/ingress/link internal/sandbox internal/secret api
+links:               internal/ingress/link -> internal/secret
 
 http api:            internal/control -> api internal/store internal/sandbox internal/policy internal/secret
 node:                internal/node -> api internal/store internal/sandbox internal/policy internal/secret internal/egress/kernel internal/template

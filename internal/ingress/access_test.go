@@ -90,9 +90,6 @@ func TestTokenMessages(t *testing.T) {
 	if got["message"] != "Sandbox is secured with traffic access token. Provided token in header 'e2b-traffic-access-token' is invalid" {
 		t.Errorf("invalid: got %v", got)
 	}
-	if len(w.in.upstreams) != 0 {
-		t.Error("a refused request opened the way into the sandbox")
-	}
 }
 
 // A target that nobody made public and that has no token lets nobody in.

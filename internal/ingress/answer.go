@@ -2,6 +2,7 @@ package ingress
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"net"
 	"net/http"
@@ -12,10 +13,12 @@ import (
 // exchange off, and passes the sandbox's answer on without additions.
 type answer struct {
 	http.ResponseWriter
-	up *upstream
+	x    *exchange
+	stop context.CancelCauseFunc // ends the request to the sandbox
 
-	begun  bool     // a final status was sent; guarded by up.mu
-	client net.Conn // set once the connection is upgraded; guarded by up.mu
+	begun   bool     // a final status was sent; guarded by up.mu, as are the two below
+	client  net.Conn // set once the connection is upgraded
+	refused *failure // set once access is withdrawn
 }
 
 // Unwrap lets http.ResponseController reach the server's own writer.
@@ -32,21 +35,32 @@ func (a *answer) WriteHeader(status int) {
 		if h := a.Header(); len(h["Content-Type"]) == 0 {
 			h["Content-Type"] = nil
 		}
+		a.x.record.Status = status
 		a.begin()
 	}
 	a.ResponseWriter.WriteHeader(status)
 }
 
+// Write implements http.ResponseWriter.
+func (a *answer) Write(p []byte) (int, error) {
+	n, err := a.ResponseWriter.Write(p)
+	a.x.meter.toClient(n)
+	return n, err
+}
+
 // begin notes that from now on the client can only be told of an end by
 // breaking off.
 func (a *answer) begin() {
-	a.up.mu.Lock()
-	defer a.up.mu.Unlock()
+	a.x.up.mu.Lock()
+	defer a.x.up.mu.Unlock()
 	a.begun = true
-	if a.up.ended {
+	if a.over() {
 		a.cut()
 	}
 }
+
+// over reports whether the exchange must not go on. Called with up.mu held.
+func (a *answer) over() bool { return a.x.up.ended || a.refused != nil }
 
 // cut breaks the exchange off, whatever it is waiting for. An answer that has
 // not begun is left alone: its handler can still say what happened. Called
@@ -62,60 +76,94 @@ func (a *answer) cut() {
 	}
 }
 
+// withdraw ends the exchange for a reason that its client is told, if that is
+// still possible. Called like cut.
+func (a *answer) withdraw(why *failure) {
+	a.refused = why
+	a.cut()
+	a.stop(errRefused)
+}
+
+// withdrawn is why access was withdrawn, if it was.
+func (a *answer) withdrawn() *failure {
+	a.x.up.mu.Lock()
+	defer a.x.up.mu.Unlock()
+	return a.refused
+}
+
 // Hijack implements http.Hijacker for upgraded connections.
 func (a *answer) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	conn, rw, err := http.NewResponseController(a.ResponseWriter).Hijack()
 	if err != nil {
 		return nil, nil, err
 	}
-	a.up.mu.Lock()
-	defer a.up.mu.Unlock()
+	a.x.up.mu.Lock()
+	defer a.x.up.mu.Unlock()
 	a.client = conn
-	if a.up.ended {
+	a.x.in.clients.upgraded.Add(1)
+	a.x.record.Status = http.StatusSwitchingProtocols
+	if a.over() {
 		reset(conn)
 		return nil, nil, errEnded
 	}
-	if rw.Reader.Buffered() == 0 {
-		return conn, rw, nil
-	}
-	return &eagerConn{Conn: conn, rest: rw.Reader}, rw, nil
+	return &clientConn{Conn: conn, early: rw.Reader, meter: &a.x.meter}, rw, nil
 }
 
 // upgraded reports whether the connection no longer speaks HTTP.
 func (a *answer) upgraded() bool {
-	a.up.mu.Lock()
-	defer a.up.mu.Unlock()
+	a.x.up.mu.Lock()
+	defer a.x.up.mu.Unlock()
 	return a.client != nil
 }
 
-// abandon makes sure that a broken answer does not look complete. Over
-// HTTP/1.0 the end of the connection is the end of the body, so it is reset;
-// later versions show by their framing that something is missing.
-func (a *answer) abandon(r *http.Request) {
-	if r.ProtoAtLeast(1, 1) {
+// end closes the client's end of the exchange. It makes sure that a broken
+// answer does not look complete: over HTTP/1.0 the end of the connection is the
+// end of the body, so it is reset; later versions show by their framing that
+// something is missing.
+func (a *answer) end(r *http.Request, broken bool) {
+	if a.upgraded() {
+		a.x.in.clients.upgraded.Add(-1)
 		return
 	}
-	if conn, _, err := http.NewResponseController(a.ResponseWriter).Hijack(); err == nil {
-		reset(conn)
+	if !broken {
+		return
+	}
+	if a.x.record.Status != 0 {
+		a.x.record.Failure = codeBrokenOff
+	}
+	if !r.ProtoAtLeast(1, 1) {
+		if conn, _, err := http.NewResponseController(a.ResponseWriter).Hijack(); err == nil {
+			reset(conn)
+		}
 	}
 }
 
-// eagerConn is an upgraded connection whose client did not wait for the
-// answer: what it already sent sits in the server's buffer.
-type eagerConn struct {
+// clientConn is an upgraded connection. What a client sent without waiting for
+// the answer sits in the server's buffer.
+type clientConn struct {
 	net.Conn
-	rest *bufio.Reader
+	early *bufio.Reader
+	meter *meter
 }
 
-func (c *eagerConn) Read(p []byte) (int, error) {
-	if n := c.rest.Buffered(); n > 0 {
-		return c.rest.Read(p[:min(n, len(p))])
+func (c *clientConn) Read(p []byte) (n int, err error) {
+	if early := c.early.Buffered(); early > 0 {
+		n, err = c.early.Read(p[:min(early, len(p))])
+	} else {
+		n, err = c.Conn.Read(p)
 	}
-	return c.Conn.Read(p)
+	c.meter.toApp(n)
+	return n, err
+}
+
+func (c *clientConn) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	c.meter.toClient(n)
+	return n, err
 }
 
 // CloseWrite passes half-closing on, which Conn's type does not promise.
-func (c *eagerConn) CloseWrite() error {
+func (c *clientConn) CloseWrite() error {
 	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
 		return half.CloseWrite()
 	}

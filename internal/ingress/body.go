@@ -18,6 +18,7 @@ const (
 // client's fault must not be blamed on the sandbox.
 type clientBody struct {
 	io.ReadCloser
+	meter    *meter
 	complete atomic.Bool
 	failed   atomic.Bool
 }
@@ -25,6 +26,7 @@ type clientBody struct {
 // Read implements io.Reader.
 func (b *clientBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
+	b.meter.toApp(n)
 	switch err {
 	case nil:
 	case io.EOF:

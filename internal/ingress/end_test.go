@@ -156,7 +156,7 @@ func TestLateConnection(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer far.Close()
-	up := newUpstream(netip.IPv6Loopback())
+	up := newUpstream(Target{Addr: netip.IPv6Loopback()})
 	up.end()
 	if conn, err := up.adopt(near.(*net.TCPConn)); !errors.Is(err, errEnded) {
 		t.Errorf("got %v, %v", conn, err)

@@ -1,12 +1,9 @@
 package ingress
 
 import (
-	_ "embed"
-	"encoding/json"
 	"fmt"
-	"html/template"
 	"net/http"
-	"strings"
+	"time"
 )
 
 // failure is an answer that the ingress gives in place of a sandbox: the
@@ -25,7 +22,16 @@ type failure struct {
 	// Title and Hint, what one can do about it, are for the page.
 	Title string `json:"-"`
 	Hint  string `json:"-"`
+	// Retry, when not 0, is when to try again.
+	Retry time.Duration `json:"-"`
 }
+
+// Codes that are looked at again.
+const (
+	codeTokenMissing = "traffic_token_missing"
+	codeLinkExpired  = "link_expired"
+	codeBrokenOff    = "broken_off" // for records: clients are told by the break itself
+)
 
 func badRequest(message string) *failure {
 	return &failure{
@@ -40,6 +46,14 @@ func badHost(err error) *failure {
 		Status: http.StatusBadRequest, Code: "bad_host", Message: err.Error(),
 		Title: "Invalid Sandbox Address",
 		Hint:  "A sandbox is reached at <port>-<sandbox id>.<domain>.",
+	}
+}
+
+func badPath(err error) *failure {
+	return &failure{
+		Status: http.StatusBadRequest, Code: "bad_path", Message: err.Error(),
+		Title: "Invalid Sandbox Address",
+		Hint:  "By path a sandbox is reached at /sandbox/<sandbox id>/<port>/.",
 	}
 }
 
@@ -70,22 +84,56 @@ func notFound(addr address) *failure {
 	}
 }
 
-func tokenMissing(addr address) *failure {
+// unknownTooOften is for one that asks for sandboxes as if it guessed.
+func unknownTooOften(addr address, retry time.Duration) *failure {
 	return &failure{
-		Status: http.StatusForbidden, Code: "traffic_token_missing", SandboxID: addr.id,
-		Message: "Sandbox is secured with traffic access token. Token header 'e2b-traffic-access-token' is missing",
-		Title:   "Missing Traffic Access Token",
-		Hint:    "Whoever created the sandbox was given the token.",
+		Status: http.StatusTooManyRequests, Code: "too_many_unknown", SandboxID: addr.id, Retry: retry,
+		Message: "Too many requests for sandboxes that do not exist",
+		Title:   "Too Many Requests",
+		Hint:    "Sandboxes that do exist can be reached as before.",
 	}
 }
 
-func tokenInvalid(addr address, header string) *failure {
+// forbidden is what a private port says to a request that may not pass.
+func forbidden(addr address, code, message, title, hint string) *failure {
 	return &failure{
-		Status: http.StatusForbidden, Code: "traffic_token_invalid", SandboxID: addr.id,
-		Message: "Sandbox is secured with traffic access token. Provided token in header '" + lower(header) + "' is invalid",
-		Title:   "Invalid Traffic Access Token",
-		Hint:    "Whoever created the sandbox was given the token.",
+		Status: http.StatusForbidden, Code: code, SandboxID: addr.id, Message: message, Title: title, Hint: hint,
 	}
+}
+
+func tokenMissing(addr address) *failure {
+	return forbidden(addr, codeTokenMissing,
+		"Sandbox is secured with traffic access token. Token header 'e2b-traffic-access-token' is missing",
+		"Missing Traffic Access Token",
+		"In a browser this sandbox opens by a link, which whoever created it can make.")
+}
+
+func tokenInvalid(addr address, header string) *failure {
+	return forbidden(addr, "traffic_token_invalid",
+		"Sandbox is secured with traffic access token. Provided token in header '"+lower(header)+"' is invalid",
+		"Invalid Traffic Access Token",
+		"Whoever created the sandbox was given the token.")
+}
+
+func linkExpired(addr address) *failure {
+	return forbidden(addr, codeLinkExpired,
+		"The link to this sandbox has expired",
+		"Link Expired",
+		"Ask whoever sent the link for a new one.")
+}
+
+func linkInvalid(addr address) *failure {
+	return forbidden(addr, "link_invalid",
+		"The link does not open this port of this sandbox",
+		"Link Not Valid",
+		"It was revoked, or is incomplete. Ask whoever sent it for a new one.")
+}
+
+func crossSite(addr address) *failure {
+	return forbidden(addr, "cross_site",
+		"The request was made by a page of another host",
+		"Cross-Site Request Refused",
+		"Who came by a link can be used by pages of this very host only. Programs send the token instead.")
 }
 
 func tooMany(addr address, limit int) *failure {
@@ -136,57 +184,16 @@ func upstreamUnreachable(addr address) *failure {
 		"The connection to the sandbox failed.")
 }
 
+func upstreamTLS(addr address) *failure {
+	return upstreamFailure(addr, "upstream_tls",
+		"The service on this port does not speak TLS",
+		"No TLS on This Port",
+		fmt.Sprintf("The sandbox was created with port %d among those that are spoken to over TLS.", addr.port))
+}
+
 func upstreamReset(addr address) *failure {
 	return upstreamFailure(addr, "upstream_reset",
 		"The service on this port ended the connection without a valid HTTP answer",
 		"Connection Reset",
 		"The service may have crashed, or may not speak HTTP.")
-}
-
-//go:embed page.html
-var pageText string
-
-var page = template.Must(template.New("page").Parse(strings.TrimSpace(pageText)))
-
-// write sends the failure, as a page to people and as JSON to programs. The
-// request's own text appears in it only escaped.
-func (f *failure) write(w http.ResponseWriter, r *http.Request) {
-	f.Text = strings.ToLower(http.StatusText(f.Status))
-	h := w.Header()
-	h.Set("Cache-Control", "no-store")
-	h.Set("X-Content-Type-Options", "nosniff")
-	if wantsPage(r.Header) {
-		h.Set("Content-Type", "text/html; charset=utf-8")
-		h.Set("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'")
-		w.WriteHeader(f.Status)
-		_ = page.Execute(w, f) // fails only when the client has gone
-		return
-	}
-	h.Set("Content-Type", "application/json; charset=utf-8")
-	w.WriteHeader(f.Status)
-	_ = json.NewEncoder(w).Encode(f) // likewise
-}
-
-// browsers are the marks of a browser in a User-Agent.
-var browsers = []string{"mozilla", "chrome", "safari", "firefox", "edge", "opera", "msie"}
-
-// wantsPage reports whether a person looks at the answer: a browser that
-// navigates, rather than a program or a page's script.
-func wantsPage(h http.Header) bool {
-	agent := strings.ToLower(h.Get("User-Agent"))
-	browser := false
-	for _, mark := range browsers {
-		browser = browser || strings.Contains(agent, mark)
-	}
-	accept := strings.ToLower(h.Get("Accept"))
-	if !browser || strings.Contains(accept, "json") && !strings.Contains(accept, "html") {
-		return false
-	}
-	switch h.Get("Sec-Fetch-Mode") {
-	case "navigate":
-		return true
-	case "cors", "no-cors", "same-origin", "websocket":
-		return false
-	}
-	return h.Get("X-Requested-With") == ""
 }

@@ -21,6 +21,7 @@ func (x *exchange) cleanHeaders(h http.Header) {
 			delete(h, name)
 		}
 	}
+	stripCookies(h)
 }
 
 func (x *exchange) isOurs(name string, values []string) bool {
@@ -32,7 +33,7 @@ func (x *exchange) isOurs(name string, values []string) bool {
 	case headerGuestToken:
 		// Other programs may have a header of this name; only the guest's own
 		// token is taken from them.
-		forGuest := x.addr.port == api.GuestPort || x.addr.port == codePort
+		forGuest := x.route.port == api.GuestPort || x.route.port == codePort
 		return !forGuest && slices.ContainsFunc(values, x.target.GuestToken.Equal)
 	case "X-Api-Key":
 		return slices.ContainsFunc(values, x.in.isKey)
@@ -62,7 +63,7 @@ func canonical(name string) string {
 // HTTP/1.1 would carry requests that nobody here has looked at.
 func (x *exchange) cleanUpgrade(h http.Header) {
 	upgrade := h["Upgrade"]
-	if x.addr.port != api.GuestPort && !slices.ContainsFunc(upgrade, offersHTTP2) {
+	if x.route.port != api.GuestPort && !slices.ContainsFunc(upgrade, offersHTTP2) {
 		return
 	}
 	h.Del("Upgrade")

@@ -39,6 +39,7 @@ func (in *Ingress) Server() *http.Server {
 		HTTP2:             &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingTimeout},
 		// "OPTIONS *" belongs to the app that is asked.
 		DisableGeneralOptionsHandler: true,
+		ConnState:                    in.clients.watch,
 		ErrorLog:                     log.New(serverLog{in.log}, "", 0),
 	}
 }

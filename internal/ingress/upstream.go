@@ -2,6 +2,7 @@ package ingress
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"net"
 	"net/http"
@@ -20,7 +21,9 @@ var (
 // upstream is the way into one life of one sandbox. It owns every connection
 // to the sandbox and knows every answer that is under way; end cuts them all.
 type upstream struct {
+	id     string
 	addr   netip.Addr
+	tally  tally
 	dialer net.Dialer
 	http1  *http.Transport
 	http2  *http.Transport
@@ -44,10 +47,11 @@ const (
 	maxAnswerHeader = 256 << 10   // bytes
 )
 
-func newUpstream(addr netip.Addr) *upstream {
+func newUpstream(t Target) *upstream {
 	life, cancel := context.WithCancel(context.Background())
 	up := &upstream{
-		addr:    addr,
+		id:      t.ID,
+		addr:    t.Addr,
 		life:    life,
 		cancel:  cancel,
 		conns:   make(map[*upstreamConn]struct{}),
@@ -55,14 +59,18 @@ func newUpstream(addr netip.Addr) *upstream {
 	}
 	up.http1, up.http2 = up.newTransport(), up.newTransport()
 	up.http1.Protocols.SetHTTP1(true)
+	up.http2.Protocols.SetHTTP2(true)
 	up.http2.Protocols.SetUnencryptedHTTP2(true)
 	return up
 }
 
 func (up *upstream) newTransport() *http.Transport {
 	return &http.Transport{
-		DialContext:            up.dial,
-		Protocols:              new(http.Protocols),
+		DialContext: up.dial,
+		Protocols:   new(http.Protocols),
+		// The connection ends in the sandbox, whatever its certificate says.
+		TLSClientConfig:        &tls.Config{InsecureSkipVerify: true},
+		TLSHandshakeTimeout:    dialTimeout,
 		DisableCompression:     true,
 		MaxIdleConnsPerHost:    idlePerPort,
 		IdleConnTimeout:        idleTimeout,
@@ -78,6 +86,12 @@ func (up *upstream) RoundTrip(r *http.Request) (*http.Response, error) {
 		return up.http2.RoundTrip(r)
 	}
 	return up.http1.RoundTrip(r)
+}
+
+// isNotTLS reports that a port answered a TLS greeting with something else.
+func isNotTLS(err error) bool {
+	var other tls.RecordHeaderError
+	return errors.As(err, &other)
 }
 
 func isGRPC(r *http.Request) bool {
@@ -99,7 +113,7 @@ func (in *Ingress) upstream(t Target) (*upstream, error) {
 	}
 	up, ok := in.upstreams[t.Done]
 	if !ok {
-		up = newUpstream(t.Addr)
+		up = newUpstream(t)
 		in.upstreams[t.Done] = up
 		in.watchers.Go(func() { in.watch(t.Done, up) })
 	}
@@ -154,6 +168,27 @@ func (up *upstream) leave(a *answer) {
 	up.mu.Lock()
 	defer up.mu.Unlock()
 	delete(up.answers, a)
+}
+
+// withdraw ends one exchange, unless it is over already.
+func (up *upstream) withdraw(a *answer, why *failure) {
+	up.mu.Lock()
+	defer up.mu.Unlock()
+	if _, open := up.answers[a]; open {
+		a.withdraw(why)
+	}
+}
+
+// recheck ends every exchange that the target, which has changed, would not let
+// in now.
+func (up *upstream) recheck(t Target, now time.Time) {
+	up.mu.Lock()
+	defer up.mu.Unlock()
+	for a := range up.answers {
+		if _, why := t.admit(a.x.route, a.x.request, now); why != nil {
+			a.withdraw(why)
+		}
+	}
 }
 
 // dial connects to a port of the sandbox; of address only the port counts.

@@ -1,0 +1,106 @@
+package ingress
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+)
+
+// What holds when Config says nothing.
+const (
+	// DefaultMaxInFlight is for one sandbox.
+	DefaultMaxInFlight = 10_000
+	// DefaultMaxConnections is for all clients together.
+	DefaultMaxConnections = 50_000
+	// DefaultMaxUnknown is for one client address and minute.
+	DefaultMaxUnknown = 600
+)
+
+// Config is what an Ingress is made of.
+type Config struct {
+	// Domain is the name below which sandboxes have their hosts, such as
+	// "sandboxes.example.com" or "localhost". It has no port.
+	Domain string
+	// Sandboxes finds running sandboxes.
+	Sandboxes Lookup
+	// API answers every request that is not for a sandbox.
+	API http.Handler
+	// IsKey reports whether a value is one of the server's API keys. Such a
+	// value is taken out of requests before a sandbox sees them. Nil when
+	// there are none to protect.
+	IsKey func(value string) bool
+	// MaxInFlight bounds the requests and upgraded connections that one
+	// sandbox has open at a time; 0 means DefaultMaxInFlight.
+	MaxInFlight int
+	// MaxConnections bounds the connections that clients have open, those to
+	// the API too; one too many is reset. 0 means DefaultMaxConnections.
+	MaxConnections int
+	// MaxUnknown is how many requests a minute one client address may send for
+	// sandboxes that do not exist; 0 means DefaultMaxUnknown. Neighbours in an
+	// IPv6 /64 count as one.
+	MaxUnknown int
+	// RefusePreflight refuses preflights (CORS) for private ports like every
+	// request without a token. Otherwise the ingress answers them itself: yes
+	// to every origin, method and header, no to cookies.
+	RefusePreflight bool
+	// Observer, when not nil, is told of every request for a known sandbox.
+	Observer Observer
+	Logger   *slog.Logger
+}
+
+// New checks the configuration and returns an Ingress that serves at once.
+func New(cfg Config) (*Ingress, error) {
+	domain, err := checkDomain(cfg.Domain)
+	if err != nil {
+		return nil, err
+	}
+	if err := cfg.check(); err != nil {
+		return nil, err
+	}
+	isKey := cfg.IsKey
+	if isKey == nil {
+		isKey = func(string) bool { return false }
+	}
+	in := &Ingress{
+		domain:          domain,
+		sandboxes:       cfg.Sandboxes,
+		api:             cfg.API,
+		isKey:           isKey,
+		maxInFlight:     orDefault(cfg.MaxInFlight, DefaultMaxInFlight),
+		refusePreflight: cfg.RefusePreflight,
+		observer:        cfg.Observer,
+		log:             cfg.Logger,
+		proxyLog:        slog.NewLogLogger(cfg.Logger.Handler(), slog.LevelDebug),
+		strangers:       newStrangers(orDefault(cfg.MaxUnknown, DefaultMaxUnknown)),
+		closing:         make(chan struct{}),
+		upstreams:       make(map[<-chan struct{}]*upstream),
+	}
+	in.clients.limit = int64(orDefault(cfg.MaxConnections, DefaultMaxConnections))
+	return in, nil
+}
+
+func (cfg Config) check() error {
+	switch {
+	case cfg.Sandboxes == nil:
+		return errors.New("ingress: no lookup for sandboxes given")
+	case cfg.API == nil:
+		return errors.New("ingress: no API handler given")
+	case cfg.Logger == nil:
+		return errors.New("ingress: no logger given")
+	case cfg.MaxInFlight < 0:
+		return fmt.Errorf("ingress: limit of requests in flight %d is negative", cfg.MaxInFlight)
+	case cfg.MaxConnections < 0:
+		return fmt.Errorf("ingress: limit of connections %d is negative", cfg.MaxConnections)
+	case cfg.MaxUnknown < 0:
+		return fmt.Errorf("ingress: limit of requests for unknown sandboxes %d is negative", cfg.MaxUnknown)
+	}
+	return nil
+}
+
+func orDefault(value, standard int) int {
+	if value == 0 {
+		return standard
+	}
+	return value
+}
