@@ -26,12 +26,20 @@ func (c *Client) Sandbox(ctx context.Context, id string) (api.SandboxDetail, err
 	return detail, wrap("get sandbox", err)
 }
 
-// Connect returns what is needed to use a sandbox. Where timeout is longer than
-// what is left of the sandbox's life, it extends it.
+// Connect returns what is needed to use a sandbox, its tokens included. Where
+// timeout is longer than what is left of the sandbox's life, it extends it.
 func (c *Client) Connect(ctx context.Context, id string, timeout time.Duration) (api.Sandbox, error) {
 	var connected api.Sandbox
 	_, err := c.call(ctx, http.MethodPost, "/v2"+sandboxPath(id)+"/connect", nil, api.Connect{Timeout: seconds(timeout)}, &connected)
 	return connected, wrap("connect sandbox", err)
+}
+
+// RotateTrafficToken replaces the traffic token of a sandbox that is not open to
+// everybody. Once it returns, the old one lets nobody in. It returns a secret.
+func (c *Client) RotateTrafficToken(ctx context.Context, id string) (api.TrafficToken, error) {
+	var token api.TrafficToken
+	_, err := c.call(ctx, http.MethodPost, sandboxPath(id)+"/traffic-token", nil, nil, &token)
+	return token, wrap("rotate traffic token", err)
 }
 
 // Kill ends a sandbox.

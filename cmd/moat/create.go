@@ -18,6 +18,8 @@ type createOptions struct {
 	timeout       time.Duration
 	allow, deny   []string
 	noInternet    bool
+	private       bool
+	maskHost      string
 	env, metadata []string
 }
 
@@ -28,7 +30,8 @@ func (c *cli) sandboxCreateCommand() *cobra.Command {
 		Short: "Create a sandbox and print its id",
 		Long: "Create a sandbox and print its id. Without a word about the network it may reach the\n" +
 			"whole internet, as E2B's clients expect. What --allow names stays reachable whatever\n" +
-			"--deny and --no-internet say.",
+			"--deny and --no-internet say. Its public URLs are for everybody unless --private is\n" +
+			"given; 'moat token show' prints the token that they ask for then.",
 		Args: cobra.NoArgs,
 		RunE: c.onServer(func(ctx context.Context, server *client.Client, _ []string) error {
 			spec, err := o.spec(c.env)
@@ -52,6 +55,8 @@ func (c *cli) sandboxCreateCommand() *cobra.Command {
 	flags.StringSliceVar(&o.allow, "allow", nil, "addresses or `CIDRs` it may reach; repeatable")
 	flags.StringSliceVar(&o.deny, "deny", nil, "addresses or `CIDRs` it may not reach; repeatable")
 	flags.BoolVar(&o.noInternet, "no-internet", false, "deny everything that --allow does not name")
+	flags.BoolVar(&o.private, "private", false, "its public URLs ask for a token")
+	flags.StringVar(&o.maskHost, "mask-host", "", "Host `header` for its programs to see; ${PORT} in it stands for the port")
 	flags.StringArrayVarP(&o.env, "env", "e", nil, "`NAME=value` for its commands, or NAME to pass on one's own; repeatable")
 	flags.StringArrayVar(&o.metadata, "metadata", nil, "`key=value` to find it by; repeatable")
 	_ = cmd.RegisterFlagCompletionFunc("template", c.completeTemplates) // fails only for an unknown flag
@@ -69,8 +74,13 @@ func (o createOptions) spec(env map[string]string) (api.NewSandbox, error) {
 		allowed := false
 		spec.AllowInternetAccess = &allowed
 	}
-	if len(o.allow) > 0 || len(o.deny) > 0 {
-		spec.Network = &api.Network{AllowOut: o.allow, DenyOut: o.deny}
+	spec.Network = &api.Network{AllowOut: o.allow, DenyOut: o.deny}
+	if o.private {
+		everybody := false
+		spec.Network.AllowPublicTraffic = &everybody
+	}
+	if o.maskHost != "" {
+		spec.Network.MaskRequestHost = &o.maskHost
 	}
 	var err error
 	if spec.EnvVars, err = parsePairs("--env", o.env, env); err != nil {

@@ -56,6 +56,10 @@ func (c *cli) printDetail(d api.SandboxDetail) error {
 		t.row("allowed", strings.Join(d.Network.AllowOut, " "))
 		t.row("denied", strings.Join(d.Network.DenyOut, " "))
 	}
+	t.row("public URLs", audience(d.Network))
+	if d.Network != nil && d.Network.MaskRequestHost != nil {
+		t.row("host", *d.Network.MaskRequestHost)
+	}
 	t.row("metadata", pairs(d.Metadata))
 	return t.flush()
 }
@@ -69,6 +73,14 @@ func internet(flag *bool) string {
 	default:
 		return "off"
 	}
+}
+
+// audience says whom the public URLs are for.
+func audience(n *api.Network) string {
+	if n != nil && n.AllowPublicTraffic != nil && !*n.AllowPublicTraffic {
+		return "with the traffic token"
+	}
+	return "for everybody"
 }
 
 func (c *cli) sandboxListCommand() *cobra.Command {

@@ -33,6 +33,7 @@ type settings struct {
 	app.Config
 	flags     *pflag.FlagSet
 	file      string
+	anywhere  bool // --allow-anonymous-anywhere
 	logLevel  slog.Level
 	logFormat string
 }
@@ -61,6 +62,8 @@ func newSettings(flags *pflag.FlagSet) *settings {
 		"`resolvers` to ask, with commas between (default: the machine's own)")
 	add(&list[netip.Prefix]{to: &s.AllowRanges, parse: parseRange}, "allow-range",
 		"never-reachable `CIDRs` that policies may allow after all; repeatable")
+	text(&s.Anonymous, "allow-anonymous", "", "`team` that requests without an API key act for, as CubeSandbox's clients send them; none unless given", parseTeam)
+	flags.BoolVar(&s.anywhere, "allow-anonymous-anywhere", false, "let --allow-anonymous hold where other machines can reach the server")
 	flags.BoolVar(&s.KillOnExit, "kill-on-exit", false, "remove all sandboxes when the server stops")
 	text(&s.Isolation, "isolation", app.GVisor, "least `kind` of isolation to start with: gvisor or namespaces", oneOf(app.GVisor, app.Namespaces))
 	number(&s.Pool, "pool", "4", "booted sandboxes that wait for a create; 0 boots each on demand", 0)
@@ -124,6 +127,9 @@ func (s *settings) warnings(env map[string]string) []string {
 	if key := s.APIKey.Reveal(); key != "" && len(key) < len("e2b_")+strongDigits {
 		found = append(found, keyVariable+": so short a key can be guessed")
 	}
+	if s.anywhere {
+		found = append(found, "allow-anonymous-anywhere: whoever reaches the server acts for team "+s.Anonymous)
+	}
 	slices.Sort(found)
 	return found
 }
@@ -164,6 +170,9 @@ func (s *settings) check() error {
 	if s.Domain == "" {
 		s.Domain = localDomain(s.HTTP, s.HTTPS)
 	}
+	if err := s.checkAnonymous(); err != nil {
+		return err
+	}
 	if err := s.checkTLS(); err != nil {
 		return err
 	}
@@ -192,6 +201,34 @@ func localDomain(http, https string) string {
 		return name
 	}
 	return net.JoinHostPort(name, port)
+}
+
+// checkAnonymous keeps a server that asks for no key to this machine, unless it
+// was said in so many words that it need not be.
+func (s *settings) checkAnonymous() error {
+	if s.Anonymous == "" && s.anywhere {
+		return errors.New("--allow-anonymous-anywhere: needs --allow-anonymous")
+	}
+	if s.Anonymous == "" || s.anywhere {
+		return nil
+	}
+	for _, l := range []struct{ name, address string }{{"--http", s.HTTP}, {"--https", s.HTTPS}} {
+		if l.address != "" && !isLoopback(l.address) {
+			return fmt.Errorf("--allow-anonymous %s: whoever reaches %s %s would act for this team; --allow-anonymous-anywhere permits it",
+				s.Anonymous, l.name, l.address)
+		}
+	}
+	return nil
+}
+
+// isLoopback reports whether only this machine reaches an address to listen on.
+func isLoopback(address string) bool {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return false
+	}
+	addr, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && addr.Unmap().IsLoopback()
 }
 
 func (s *settings) checkTLS() error {

@@ -74,6 +74,8 @@ var layers = []layered{
 		values: [3]string{"1s", "90m", "48h"}, want: [4]any{time.Second, 90 * time.Minute, 48 * time.Hour, 24 * time.Hour}},
 	{flag: "kill-on-exit", read: func(c app.Config) any { return c.KillOnExit },
 		values: [3]string{"true", "1", "true"}, want: [4]any{true, true, true, false}},
+	{flag: "allow-anonymous", read: func(c app.Config) any { return c.Anonymous },
+		values: [3]string{"f", "e.e", "y-y"}, want: [4]any{"f", "e.e", "y-y", ""}},
 	{flag: "log-level", read: func(c app.Config) any { return lowestLevel(c.Logger) },
 		values: [3]string{"debug", "warn", "error"},
 		want:   [4]any{slog.LevelDebug, slog.LevelWarn, slog.LevelError, slog.LevelInfo}},
@@ -136,7 +138,7 @@ func TestLaterLayersGiveWay(t *testing.T) {
 // Every setting is in the table above, or needs files and is tested below.
 func TestEverySettingIsTested(t *testing.T) {
 	tested := map[string]bool{
-		"config": true, "https": true, "tls-cert": true, "tls-key": true, "extra-ca": true, "log-format": true,
+		"config": true, "https": true, "tls-cert": true, "tls-key": true, "extra-ca": true, "log-format": true, "allow-anonymous-anywhere": true,
 	}
 	for _, l := range layers {
 		tested[l.flag] = true
@@ -154,6 +156,45 @@ func TestRepeatedFlagsAddUp(t *testing.T) {
 	config, _, stderr := serveWith(t, nil, "--allow-range", "10.1.0.0/16,10.2.0.0/16", "--allow-range", "10.3.0.0/16")
 	if len(config.AllowRanges) != 3 || stderr != "" {
 		t.Errorf("got %v, stderr %q", config.AllowRanges, stderr)
+	}
+}
+
+// A server that asks for no key is for its own machine, or for all by an
+// explicit word.
+func TestAnonymousIsLocal(t *testing.T) {
+	cert, key := writePair(t)
+	tls := []string{"--tls-cert", cert, "--tls-key", key, "--https"}
+	for _, c := range []struct {
+		args    []string
+		refused string
+	}{
+		{[]string{"--http", "127.0.0.1:80"}, ""},
+		{[]string{"--http", "127.1.2.3:80"}, ""},
+		{[]string{"--http", "[::1]:80"}, ""},
+		{[]string{"--http", "localhost:80"}, ""},
+		{append(tls, "localhost:443"), ""},
+		{append(tls, ":443"), "--https :443"},
+		{[]string{"--http", ":80"}, "--http :80"},
+		{[]string{"--http", "0.0.0.0:80"}, "--http 0.0.0.0:80"},
+		{[]string{"--http", "[::]:80"}, "--http [::]:80"},
+		{[]string{"--http", "192.0.2.1:80"}, "--http 192.0.2.1:80"},
+		{[]string{"--http", "some.host:80"}, "--http some.host:80"},
+	} {
+		args := append(c.args, "--allow-anonymous", "cube")
+		config, code, stderr := serveWith(t, nil, args...)
+		if c.refused == "" && (code != exitOK || config.Anonymous != "cube" || stderr != "") {
+			t.Errorf("%q: exit code %d, stderr %q", c.args, code, stderr)
+		}
+		if c.refused == "" {
+			continue
+		}
+		if want := "--allow-anonymous cube: whoever reaches " + c.refused; code != exitUsage || !strings.Contains(stderr, want) {
+			t.Errorf("%q: exit code %d, stderr %q, want %q", c.args, code, stderr, want)
+		}
+		config, code, stderr = serveWith(t, nil, append(args, "--allow-anonymous-anywhere")...)
+		if code != exitOK || config.Anonymous != "cube" || !strings.Contains(stderr, "whoever reaches the server acts for team cube") {
+			t.Errorf("%q anywhere: exit code %d, stderr %q", c.args, code, stderr)
+		}
 	}
 }
 
@@ -225,6 +266,8 @@ func TestBadSettingsAreNamed(t *testing.T) {
 		{args: []string{"--extra-ca", "no.pem"}, want: `--extra-ca: open no.pem: no such file`},
 		{args: []string{"--extra-ca", "settings_test.go"}, want: `--extra-ca: settings_test.go holds no PEM certificate`},
 		{args: []string{"--config", "no.yaml"}, want: `--config: open no.yaml: no such file`},
+		{args: []string{"--allow-anonymous", "a b"}, want: `"a b" is not a team's name`},
+		{args: []string{"--allow-anonymous-anywhere"}, want: `--allow-anonymous-anywhere: needs --allow-anonymous`},
 		{args: []string{"extra"}, want: `unknown command "extra" for "moat serve"`},
 		{env: map[string]string{"MOAT_POOL": "many"}, want: `MOAT_POOL: "many" is not a whole number`},
 		{env: map[string]string{"MOAT_KILL_ON_EXIT": "maybe"}, want: `MOAT_KILL_ON_EXIT: `},

@@ -128,6 +128,7 @@ func (e *engine) Create(ctx context.Context, spec sandbox.Spec) (store.Sandbox, 
 		StartedAt: now, EndAt: now.Add(spec.Timeout), Secure: spec.Secure,
 		Limits: sandbox.Limits{CPUs: 2, MemoryMB: 512, DiskMB: 1024}, Metadata: spec.Metadata,
 		Network: spec.Network, InternetAccess: spec.InternetAccess, Generation: 1,
+		Ingress: spec.Ingress, TrafficNonce: sandbox.NewNonce(),
 	}
 	l, err := e.start(ctx, record, spec.Env)
 	if err != nil {
@@ -154,7 +155,10 @@ func (e *engine) start(ctx context.Context, record store.Sandbox, env map[string
 	}
 	run, stop := context.WithCancel(context.Background())
 	l := &life{stop: stop, ended: make(chan error, 1)}
-	l.target = ingress.Target{ID: record.ID, Addr: addr, Done: run.Done(), Public: true, GuestToken: e.GuestToken(record)}
+	l.target = ingress.Target{
+		ID: record.ID, Addr: addr, Done: run.Done(), GuestToken: e.GuestToken(record),
+		Public: record.Ingress.Public, Token: e.TrafficToken(record), MaskHost: record.Ingress.MaskHost,
+	}
 	go func() { l.ended <- daemon.Run(run) }()
 	body, err := json.Marshal(api.GuestInit{
 		AccessToken: e.GuestToken(record).Reveal(), EnvVars: env, DefaultUser: "root", DefaultWorkdir: root,
@@ -231,6 +235,30 @@ func (e *engine) Samples(context.Context, string, time.Time, time.Time) ([]sandb
 
 func (e *engine) GuestToken(s store.Sandbox) secret.String {
 	return secret.New(secret.Hash("guest " + s.ID))
+}
+
+func (e *engine) TrafficToken(s store.Sandbox) secret.String {
+	if s.Ingress.Public {
+		return secret.String{}
+	}
+	return secret.New(secret.Hash("traffic " + s.ID + s.TrafficNonce))
+}
+
+func (e *engine) RotateTrafficToken(ctx context.Context, id string) (secret.String, error) {
+	record, err := e.UpdateSandbox(ctx, id, func(s *store.Sandbox) error {
+		if s.Ingress.Public {
+			return sandbox.ErrPublic
+		}
+		s.TrafficNonce = sandbox.NewNonce()
+		return nil
+	})
+	if err != nil {
+		return secret.String{}, err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.lives[id].target.Token = e.TrafficToken(record)
+	return e.lives[id].target.Token, nil
 }
 
 func (e *engine) Count() int {

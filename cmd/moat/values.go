@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/moat-sandbox/moat/api"
 )
 
 // value is a flag whose Set checks the form. All layers of the configuration
@@ -74,6 +76,14 @@ const (
 )
 
 func parseText(text string) (string, error) { return text, nil }
+
+// parseTeam takes a team's name, or "" for none.
+func parseTeam(text string) (string, error) {
+	if text != "" && !api.ValidTeam(text) {
+		return "", fmt.Errorf("%q is not a team's name: letters, digits, dots, dashes and underscores", text)
+	}
+	return text, nil
+}
 
 // parseListen takes "host:port", ":port" for every address of the machine, and
 // "" for no listener.

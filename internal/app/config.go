@@ -49,6 +49,9 @@ type Config struct {
 	MaxSandboxes, TeamLimit int
 	// MaxTimeout is the longest life a caller may ask for.
 	MaxTimeout time.Duration
+	// Anonymous is the team that requests without an API key act for; empty
+	// refuses them.
+	Anonymous string
 	// APIKey presets the first key; empty means that one is generated.
 	APIKey secret.String
 	Logger *slog.Logger

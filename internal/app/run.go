@@ -47,6 +47,7 @@ func Run(ctx context.Context, c Config) (err error) {
 		Templates:    m.templates,
 		CheckNetwork: m.check,
 		Domain:       c.Domain,
+		Anonymous:    c.Anonymous,
 		MaxTimeout:   c.MaxTimeout,
 		Logger:       c.Logger,
 	})
