@@ -86,7 +86,7 @@ func (g *group) resources(limits sandbox.Limits) *specs.LinuxResources {
 	if limits.MemoryMB > 0 {
 		bytes := int64(limits.MemoryMB)<<20 + memoryHeadroom
 		res.Memory = &specs.LinuxMemory{Limit: &bytes}
-		if g.unified || g.mountHas("memory", "memory.memsw.limit_in_bytes") {
+		if g.limitsSwap() {
 			res.Memory.Swap = &bytes // both together, hence no swap
 		}
 	}
@@ -216,10 +216,15 @@ func (g *group) read(controller, file string) (string, error) {
 	return strings.TrimSpace(string(data)), err
 }
 
-// mountHas reports whether the hierarchy's top has a control file.
-func (g *group) mountHas(controller, file string) bool {
-	top := strings.TrimSuffix(g.cgroup.MakePath(controller), g.path)
-	_, err := os.Stat(filepath.Join(top, file))
+// limitsSwap reports whether there is swap space to keep a box from, and a way
+// to do so. The file that says so in v2 exists only below the top.
+func (g *group) limitsSwap() bool {
+	if g.unified {
+		swaps, err := os.ReadFile("/proc/swaps")
+		return err == nil && strings.Count(string(swaps), "\n") > 1
+	}
+	top := strings.TrimSuffix(g.cgroup.MakePath("memory"), g.path)
+	_, err := os.Stat(filepath.Join(top, "memory.memsw.limit_in_bytes"))
 	return err == nil
 }
 

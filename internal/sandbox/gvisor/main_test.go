@@ -14,6 +14,13 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(1)
 	}
+	if os.Getenv(unifiedEnv) != "" {
+		if err := checkUnified(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	code := m.Run()
 	if theLab.lab != nil {
 		if err := theLab.lab.close(); err != nil {
