@@ -145,7 +145,7 @@ func (n *Node) publish(record store.Sandbox, box sandbox.Box, slot kernel.Slot) 
 	n.mu.Lock()
 	n.live[record.ID] = l
 	n.mu.Unlock()
-	go n.watch(record.ID, l)
+	n.bg.Go(func() { n.watch(record.ID, l) })
 }
 
 // takeBack removes what a failed create has made so far, whatever became of

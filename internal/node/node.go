@@ -77,8 +77,10 @@ type Node struct {
 	teams    map[string]int
 	admitted int
 
-	stop context.CancelFunc
-	bg   sync.WaitGroup
+	// background ends when the node is closed, and everything in bg with it.
+	background context.Context
+	stop       context.CancelFunc
+	bg         sync.WaitGroup
 }
 
 // live is one sandbox that exists on this machine.
@@ -112,14 +114,16 @@ func Open(ctx context.Context, c Config) (*Node, error) {
 	}
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	n := &Node{
-		Config: c,
-		guest:  newGuestClient(),
-		live:   make(map[string]*live),
-		teams:  make(map[string]int),
-		stop:   stop,
+		Config:     c,
+		guest:      newGuestClient(),
+		live:       make(map[string]*live),
+		teams:      make(map[string]int),
+		background: background,
+		stop:       stop,
 	}
 	if err := n.adopt(ctx); err != nil {
 		stop()
+		n.bg.Wait()
 		return nil, fmt.Errorf("adopt running sandboxes: %w", err)
 	}
 	n.empty = newPool(c.Pool, n.bootEmpty, n.discard, c.Logger)

@@ -26,9 +26,10 @@ func (n *Node) expire(id string) {
 	}
 }
 
-// watch removes a sandbox whose box ended by itself.
+// watch removes a sandbox whose box ended by itself. It ends with the node,
+// which leaves its sandboxes to the next server.
 func (n *Node) watch(id string, l *live) {
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(n.background)
 	defer cancel()
 	go func() {
 		select {
@@ -39,7 +40,7 @@ func (n *Node) watch(id string, l *live) {
 	}()
 	exit, err := l.box.Wait(ctx)
 	if ctx.Err() != nil {
-		return // removed by us
+		return // removed by us, or not ours to watch any more
 	}
 	cause := "box ended"
 	if exit.OOM {
