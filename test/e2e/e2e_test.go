@@ -101,9 +101,3 @@ func runSh(t *testing.T, box *harness.Box, line string) string {
 	}
 	return out.String()
 }
-
-// memoryHog is a command that wants this much memory, in MiB, and touches it.
-func memoryHog(megabytes int) client.Command {
-	program := fmt.Sprintf("b = bytearray(%d << 20)\nfor i in range(0, len(b), 4096): b[i] = 1", megabytes)
-	return client.Command{Args: []string{"python3", "-c", program}}
-}

@@ -74,8 +74,9 @@ func TestBadInputIsRefusedInWords(t *testing.T) {
 		{"POST", "/v2/sandboxes", `{"templateID":"base","network":{"allowOut":["fe80::1%eth0"]}}`, 400, []string{"fe80::1%eth0"}},
 		{"POST", "/v2/sandboxes", `{"templateID":"base","network":{"allowOut":[""]}}`, 400, nil},
 		{"POST", "/v2/sandboxes", `{"templateID":"base","network":{"allowOut":["example.com"],"denyOut":["0.0.0.0/0"]}}`, 400, []string{"example.com"}},
-		{"POST", "/v2/sandboxes", `{"templateID":"base","network":{"allowPublicTraffic":false}}`, 400, []string{"allowPublicTraffic"}},
-		{"POST", "/v2/sandboxes", `{"templateID":"base","network":{"maskRequestHost":"localhost:${PORT}"}}`, 400, []string{"maskRequestHost"}},
+		{"POST", "/sandboxes", `{"templateID":"base","secure":false,"network":{"allowPublicTraffic":false}}`, 400, []string{"without public access"}},
+		{"POST", "/v2/sandboxes", `{"templateID":"base","network":{"maskRequestHost":"http://localhost"}}`, 400, []string{"mask request host is not valid"}},
+		{"POST", "/sandboxes", `{"templateID":"base","secure":false,"network":{"allowPublicTraffic":false}}`, 400, []string{"secure"}},
 		{"POST", "/v2/sandboxes", `{"templateID":"base","network":{"rules":{"example.com":[{"transform":{"headers":{"X":"y"}}}]}}}`, 400, []string{"rules"}},
 
 		// Sandboxes that do not exist, or cannot.

@@ -109,6 +109,76 @@ func TestPublicURLs(t *testing.T) {
 	}
 }
 
+// TestRestrictedURLs expects the ports of a sandbox without public traffic to
+// want its token, by either name, and the token to go no further.
+func TestRestrictedURLs(t *testing.T) {
+	s := harness.Start(t, harness.Options{})
+	off, mask := false, "localhost:${PORT}"
+	box := withProber(t, s, api.NewSandbox{Network: &api.Network{AllowPublicTraffic: &off, MaskRequestHost: &mask}})
+	box.Start(t, prober+" serve 8080")
+	if box.Made.TrafficAccessToken == nil || len(*box.Made.TrafficAccessToken) < 32 {
+		t.Fatalf("create returned the token %v", box.Made.TrafficAccessToken)
+	}
+	token := *box.Made.TrafficAccessToken
+	ask := func(header, value string) harness.Answer {
+		t.Helper()
+		req, err := http.NewRequestWithContext(t.Context(), "GET", publicURL(box, "https", 8080, "/"), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if header != "" {
+			req.Header.Set(header, value)
+		}
+		resp, err := s.HTTP().Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		body, err := io.ReadAll(resp.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return harness.Answer{Status: resp.StatusCode, Header: resp.Header, Body: string(body)}
+	}
+	check := func(when string) {
+		t.Helper()
+		for what, header := range map[string][2]string{
+			"no token":            {},
+			"an empty token":      {"e2b-traffic-access-token", ""},
+			"a wrong token":       {"e2b-traffic-access-token", strings.Repeat("0", len(token))},
+			"the key":             {"X-API-Key", s.Key},
+			"the token elsewhere": {"Authorization", "Bearer " + token},
+		} {
+			if a := ask(header[0], header[1]); a.Status != 403 || strings.Contains(a.Body, token) {
+				t.Errorf("%s, %s: %d %s, want 403", when, what, a.Status, a.Body)
+			}
+		}
+		for _, header := range []string{"e2b-traffic-access-token", "cube-traffic-access-token"} {
+			a := ask(header, token)
+			if a.Status != 200 || !strings.HasPrefix(a.Body, "GET localhost:8080 /") {
+				t.Errorf("%s, with %s: %d %s, want 200 and the masked host", when, header, a.Status, a.Body)
+			}
+			if strings.Contains(a.Body, token) {
+				t.Errorf("%s: the token arrived at the sandbox: %s", when, a.Body)
+			}
+		}
+	}
+	check("after create")
+	s.Kill()
+	s.Start()
+	check("after a restart")
+	again, err := s.Client().Connect(t.Context(), box.ID, time.Minute)
+	if err != nil || again.TrafficAccessToken == nil || *again.TrafficAccessToken != token {
+		t.Errorf("connect returned the token %v, %v", again.TrafficAccessToken, err)
+	}
+	if a := s.Request(t, "GET", "/sandboxes/"+box.ID, ""); strings.Contains(a.Body, token) {
+		t.Errorf("GET shows the token: %s", a.Body)
+	}
+	if strings.Contains(s.Output(), token) {
+		t.Error("the token is in the server's log")
+	}
+}
+
 func TestPublicURLStreams(t *testing.T) {
 	s := harness.Start(t, harness.Options{})
 	box := withProber(t, s, api.NewSandbox{})

@@ -181,6 +181,24 @@ export function flow(name, sdk) {
         await assert.rejects(server.wait())
       })
 
+      // The steps of E2B's documentation of restricted access.
+      it('can be restricted to those who have the token', async () => {
+        const box = await Sandbox.create({ network: { allowPublicTraffic: false } })
+        try {
+          assert.ok(box.trafficAccessToken)
+          await box.commands.run('python -m http.server 8080', { background: true })
+          const url = `${scheme}://${box.getHost(8080)}`
+          const response1 = await fetch(url)
+          assert.equal(response1.status, 403)
+          const response2 = await fetch(url, { headers: { 'e2b-traffic-access-token': box.trafficAccessToken } })
+          assert.equal(response2.status, 200)
+          const again = await Sandbox.connect(box.sandboxId)
+          assert.equal(again.trafficAccessToken, box.trafficAccessToken)
+        } finally {
+          await box.kill()
+        }
+      })
+
       it('says that nothing listens', async () => {
         const answer = await fetch(`${scheme}://${sandbox.getHost(3999)}`)
         assert.equal(answer.status, 502)
