@@ -30,18 +30,33 @@ type Network struct {
 	AllowOut []string `json:"allowOut,omitempty"`
 	DenyOut  []string `json:"denyOut,omitempty"`
 	// AllowPublicTraffic false demands the sandbox's traffic token of every
-	// request to its public URLs. Nil means true.
+	// request to its public URLs, but for what Ports excepts. Nil means true.
 	AllowPublicTraffic *bool `json:"allowPublicTraffic,omitzero"`
 	// MaskRequestHost is the Host header that programs in the sandbox see, a
 	// host with or without a port; "${PORT}" in it stands for the port of the
 	// request. Nil and "" leave the header alone.
 	MaskRequestHost *string `json:"maskRequestHost,omitzero"`
+	// HTTPSPorts are where programs in the sandbox speak TLS, with whatever
+	// certificate they have.
+	HTTPSPorts []int `json:"httpsPorts,omitempty"`
+	// Ports are exceptions to AllowPublicTraffic, by port. This is not E2B's.
+	Ports map[string]Visibility `json:"ports,omitempty"`
 }
 
+// Visibility says whom a port of a sandbox is for.
+type Visibility string
+
+// A public port is for everybody, a private one for those with the traffic
+// token.
+const (
+	Public  Visibility = "public"
+	Private Visibility = "private"
+)
+
 // NetworkUpdate is the body of PUT /sandboxes/{sandboxID}/network. It replaces
-// the whole network document: what is omitted is cleared. AllowPublicTraffic
-// and MaskRequestHost are settled at create: they stay as they are, and may be
-// there only if they say just that. The server also reads Cube's spelling
+// what the sandbox may reach: what is omitted is cleared. Who may reach it is
+// settled at create: the other fields of Network may be there only if they say
+// what is so already. The server also reads Cube's spelling
 // allowInternetAccess.
 type NetworkUpdate struct {
 	Network

@@ -35,7 +35,8 @@ func (c *Client) Connect(ctx context.Context, id string, timeout time.Duration) 
 }
 
 // RotateTrafficToken replaces the traffic token of a sandbox that is not open to
-// everybody. Once it returns, the old one lets nobody in. It returns a secret.
+// everybody. Once it returns, the old one lets nobody in, and what it had let in
+// is cut. It returns a secret.
 func (c *Client) RotateTrafficToken(ctx context.Context, id string) (api.TrafficToken, error) {
 	var token api.TrafficToken
 	_, err := c.call(ctx, http.MethodPost, sandboxPath(id)+"/traffic-token", nil, nil, &token)

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -19,6 +20,8 @@ type createOptions struct {
 	allow, deny   []string
 	noInternet    bool
 	private       bool
+	publicPorts   []uint
+	privatePorts  []uint
 	maskHost      string
 	env, metadata []string
 }
@@ -30,8 +33,8 @@ func (c *cli) sandboxCreateCommand() *cobra.Command {
 		Short: "Create a sandbox and print its id",
 		Long: "Create a sandbox and print its id. Without a word about the network it may reach the\n" +
 			"whole internet, as E2B's clients expect. What --allow names stays reachable whatever\n" +
-			"--deny and --no-internet say. Its public URLs are for everybody unless --private is\n" +
-			"given; 'moat token show' prints the token that they ask for then.",
+			"--deny and --no-internet say. Its public URLs are for everybody unless --private or\n" +
+			"--private-port is given; 'moat token show' prints the token that they ask for then.",
 		Args: cobra.NoArgs,
 		RunE: c.onServer(func(ctx context.Context, server *client.Client, _ []string) error {
 			spec, err := o.spec(c.env)
@@ -56,6 +59,8 @@ func (c *cli) sandboxCreateCommand() *cobra.Command {
 	flags.StringSliceVar(&o.deny, "deny", nil, "addresses or `CIDRs` it may not reach; repeatable")
 	flags.BoolVar(&o.noInternet, "no-internet", false, "deny everything that --allow does not name")
 	flags.BoolVar(&o.private, "private", false, "its public URLs ask for a token")
+	flags.UintSliceVar(&o.publicPorts, "public-port", nil, "`ports` whose public URLs are for everybody all the same; repeatable")
+	flags.UintSliceVar(&o.privatePorts, "private-port", nil, "`ports` whose public URLs alone ask for the token; repeatable")
 	flags.StringVar(&o.maskHost, "mask-host", "", "Host `header` for its programs to see; ${PORT} in it stands for the port")
 	flags.StringArrayVarP(&o.env, "env", "e", nil, "`NAME=value` for its commands, or NAME to pass on one's own; repeatable")
 	flags.StringArrayVar(&o.metadata, "metadata", nil, "`key=value` to find it by; repeatable")
@@ -64,12 +69,12 @@ func (c *cli) sandboxCreateCommand() *cobra.Command {
 }
 
 // spec is what the flags ask for.
-func (o createOptions) spec(env map[string]string) (api.NewSandbox, error) {
+func (o createOptions) spec(env map[string]string) (spec api.NewSandbox, err error) {
 	if o.timeout < time.Second {
-		return api.NewSandbox{}, fmt.Errorf("--timeout: %s is less than a second", o.timeout)
+		return spec, fmt.Errorf("--timeout: %s is less than a second", o.timeout)
 	}
 	seconds := int64((o.timeout + time.Second - 1) / time.Second)
-	spec := api.NewSandbox{TemplateID: o.template, Timeout: &seconds}
+	spec = api.NewSandbox{TemplateID: o.template, Timeout: &seconds}
 	if o.noInternet {
 		allowed := false
 		spec.AllowInternetAccess = &allowed
@@ -79,15 +84,33 @@ func (o createOptions) spec(env map[string]string) (api.NewSandbox, error) {
 		everybody := false
 		spec.Network.AllowPublicTraffic = &everybody
 	}
+	if spec.Network.Ports, err = visibility(o.publicPorts, o.privatePorts); err != nil {
+		return spec, err
+	}
 	if o.maskHost != "" {
 		spec.Network.MaskRequestHost = &o.maskHost
 	}
-	var err error
 	if spec.EnvVars, err = parsePairs("--env", o.env, env); err != nil {
 		return spec, err
 	}
 	spec.Metadata, err = parsePairs("--metadata", o.metadata, nil)
 	return spec, err
+}
+
+// visibility is what the flags say about single ports.
+func visibility(public, private []uint) (map[string]api.Visibility, error) {
+	ports := make(map[string]api.Visibility, len(public)+len(private))
+	for _, port := range public {
+		ports[strconv.FormatUint(uint64(port), 10)] = api.Public
+	}
+	for _, port := range private {
+		text := strconv.FormatUint(uint64(port), 10)
+		if ports[text] == api.Public {
+			return nil, fmt.Errorf("--public-port and --private-port: %s is in both", text)
+		}
+		ports[text] = api.Private
+	}
+	return ports, nil
 }
 
 // parsePairs parses "key=value" words. A word without "=" takes its value from

@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -77,10 +79,17 @@ func internet(flag *bool) string {
 
 // audience says whom the public URLs are for.
 func audience(n *api.Network) string {
-	if n != nil && n.AllowPublicTraffic != nil && !*n.AllowPublicTraffic {
-		return "with the traffic token"
+	said := "for everybody"
+	if n == nil {
+		return said
 	}
-	return "for everybody"
+	if n.AllowPublicTraffic != nil && !*n.AllowPublicTraffic {
+		said = "with the traffic token"
+	}
+	for _, port := range slices.Sorted(maps.Keys(n.Ports)) {
+		said += ", " + port + " " + string(n.Ports[port])
+	}
+	return said
 }
 
 func (c *cli) sandboxListCommand() *cobra.Command {

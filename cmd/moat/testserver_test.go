@@ -128,7 +128,10 @@ func (e *engine) Create(ctx context.Context, spec sandbox.Spec) (store.Sandbox, 
 		StartedAt: now, EndAt: now.Add(spec.Timeout), Secure: spec.Secure,
 		Limits: sandbox.Limits{CPUs: 2, MemoryMB: 512, DiskMB: 1024}, Metadata: spec.Metadata,
 		Network: spec.Network, InternetAccess: spec.InternetAccess, Generation: 1,
-		Ingress: spec.Ingress, TrafficNonce: sandbox.NewNonce(),
+		Ingress: spec.Ingress,
+	}
+	if spec.Ingress.Private() {
+		record.TrafficNonce = sandbox.NewNonce()
 	}
 	l, err := e.start(ctx, record, spec.Env)
 	if err != nil {
@@ -157,7 +160,7 @@ func (e *engine) start(ctx context.Context, record store.Sandbox, env map[string
 	l := &life{stop: stop, ended: make(chan error, 1)}
 	l.target = ingress.Target{
 		ID: record.ID, Addr: addr, Done: run.Done(), GuestToken: e.GuestToken(record),
-		Public: record.Ingress.Public, Token: e.TrafficToken(record), MaskHost: record.Ingress.MaskHost,
+		Public: record.Ingress.Public, Ports: record.Ingress.Ports, Token: e.TrafficToken(record), MaskHost: record.Ingress.MaskHost,
 	}
 	go func() { l.ended <- daemon.Run(run) }()
 	body, err := json.Marshal(api.GuestInit{
@@ -238,7 +241,7 @@ func (e *engine) GuestToken(s store.Sandbox) secret.String {
 }
 
 func (e *engine) TrafficToken(s store.Sandbox) secret.String {
-	if s.Ingress.Public {
+	if s.TrafficNonce == "" {
 		return secret.String{}
 	}
 	return secret.New(secret.Hash("traffic " + s.ID + s.TrafficNonce))
@@ -246,7 +249,7 @@ func (e *engine) TrafficToken(s store.Sandbox) secret.String {
 
 func (e *engine) RotateTrafficToken(ctx context.Context, id string) (secret.String, error) {
 	record, err := e.UpdateSandbox(ctx, id, func(s *store.Sandbox) error {
-		if s.Ingress.Public {
+		if !s.Ingress.Private() {
 			return sandbox.ErrPublic
 		}
 		s.TrafficNonce = sandbox.NewNonce()

@@ -41,7 +41,7 @@ func (c *cli) tokenRotateCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:               "rotate ID",
 		Short:             "Replace the traffic token of a sandbox and print the new one",
-		Long:              "Replace the traffic token of a sandbox and print the new one. The old one lets no\nrequest in from then on; streams that are open go on.",
+		Long:              "Replace the traffic token of a sandbox and print the new one. The old one lets no\nrequest in from then on, and what it had let in is cut.",
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: c.completeSandboxes,
 		RunE: c.onServer(func(ctx context.Context, server *client.Client, args []string) error {

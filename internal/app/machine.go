@@ -9,7 +9,6 @@ import (
 
 	"github.com/moat-sandbox/moat/internal/egress/kernel"
 	"github.com/moat-sandbox/moat/internal/guest/image"
-	"github.com/moat-sandbox/moat/internal/ingress"
 	"github.com/moat-sandbox/moat/internal/node"
 	"github.com/moat-sandbox/moat/internal/policy"
 	"github.com/moat-sandbox/moat/internal/sandbox"
@@ -166,20 +165,4 @@ func (m *machine) release(kill bool) error {
 		errs = append(errs, m.templates.Unmount())
 	}
 	return errors.Join(errs...)
-}
-
-// visitors answers the public URLs' question where a sandbox is.
-type visitors struct{ node *node.Node }
-
-// Sandbox implements ingress.Lookup.
-func (v visitors) Sandbox(id string) (ingress.Target, bool) {
-	r, ok := v.node.Reach(id)
-	if !ok {
-		return ingress.Target{}, false
-	}
-	return ingress.Target{
-		ID: id, Addr: r.Addr, Done: r.Done,
-		Public: r.Record.Ingress.Public, Token: v.node.TrafficToken(r.Record), GuestToken: v.node.GuestToken(r.Record),
-		MaskHost: r.Record.Ingress.MaskHost,
-	}, true
 }

@@ -41,9 +41,10 @@ func Run(ctx context.Context, c Config) (err error) {
 	}
 	down.add("leave the machine in order", func() error { return m.release(c.KillOnExit) })
 
+	gate := &gate{Node: m.node}
 	api, err := control.New(control.Config{
 		Store:        records,
-		Engine:       m.node,
+		Engine:       gate,
 		Templates:    m.templates,
 		CheckNetwork: m.check,
 		Domain:       c.Domain,
@@ -54,21 +55,21 @@ func Run(ctx context.Context, c Config) (err error) {
 	if err != nil {
 		return err
 	}
-	visitors := visitors{node: m.node}
 	public, err := ingress.New(ingress.Config{
-		Domain: hostOnly(c.Domain), Sandboxes: visitors, API: api.Handler(), IsKey: api.IsKey, Logger: c.Logger,
+		Domain: hostOnly(c.Domain), Sandboxes: gate, API: api.Handler(), IsKey: api.IsKey, Logger: c.Logger,
 	})
 	if err != nil {
 		return err
 	}
 	down.add("close public URLs", public.Close)
 	operator, err := ingress.New(ingress.Config{
-		Domain: hostOnly(c.Domain), Sandboxes: visitors, API: api.Operator(), IsKey: api.IsKey, Logger: c.Logger,
+		Domain: hostOnly(c.Domain), Sandboxes: gate, API: api.Operator(), IsKey: api.IsKey, Logger: c.Logger,
 	})
 	if err != nil {
 		return err
 	}
 	down.add("close operator's URLs", operator.Close)
+	gate.doors = []*ingress.Ingress{public, operator}
 
 	// Last, because a key that was made but never shown is lost.
 	firstKey, err := control.Bootstrap(ctx, records, c.APIKey)

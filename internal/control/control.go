@@ -37,10 +37,11 @@ type Engine interface {
 	Samples(ctx context.Context, id string, from, to time.Time) ([]sandbox.Sample, error)
 	// GuestToken is empty for a sandbox that is not secured.
 	GuestToken(s store.Sandbox) secret.String
-	// TrafficToken is empty for a sandbox that is public.
+	// TrafficToken is empty where no port is private.
 	TrafficToken(s store.Sandbox) secret.String
 	// RotateTrafficToken replaces the traffic token: once it returns, the old
-	// one lets nobody in. sandbox.ErrPublic for a sandbox that is public.
+	// one lets nobody in, and what it had let in is cut. sandbox.ErrPublic
+	// where no port is private.
 	RotateTrafficToken(ctx context.Context, id string) (secret.String, error)
 	// Count is the number of live sandboxes.
 	Count() int

@@ -89,7 +89,7 @@ func (c *call) settleNetwork(spec *sandbox.Spec, body *newSandbox, guard guard) 
 	if err := c.CheckNetwork(spec.Network); err != nil {
 		return err
 	}
-	spec.Secure, err = guard(body.Secure, spec.Ingress.Public)
+	spec.Secure, err = guard(body.Secure, spec.Ingress.Private())
 	return err
 }
 

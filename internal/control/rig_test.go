@@ -239,7 +239,10 @@ func (e *engine) Create(ctx context.Context, spec sandbox.Spec) (store.Sandbox, 
 		StartedAt: now, EndAt: now.Add(spec.Timeout), Secure: spec.Secure,
 		Limits:   sandbox.Limits{CPUs: 2, MemoryMB: 512, DiskMB: 1024},
 		Metadata: spec.Metadata, Network: spec.Network, InternetAccess: spec.InternetAccess, Generation: 1,
-		Ingress: spec.Ingress, TrafficNonce: "1",
+		Ingress: spec.Ingress,
+	}
+	if spec.Ingress.Private() {
+		record.TrafficNonce = "1"
 	}
 	if spec.Template != record.TemplateID {
 		record.Alias = spec.Template
@@ -302,7 +305,7 @@ func (e *engine) GuestToken(s store.Sandbox) secret.String {
 }
 
 func (e *engine) TrafficToken(s store.Sandbox) secret.String {
-	if s.Ingress.Public {
+	if s.TrafficNonce == "" {
 		return secret.String{}
 	}
 	return secret.New("traffic-token-" + s.TrafficNonce + "-of-" + s.ID)
@@ -313,7 +316,7 @@ func (e *engine) RotateTrafficToken(ctx context.Context, id string) (secret.Stri
 		return secret.String{}, err
 	}
 	record, err := e.store.UpdateSandbox(ctx, id, func(s *store.Sandbox) error {
-		if s.Ingress.Public {
+		if !s.Ingress.Private() {
 			return sandbox.ErrPublic
 		}
 		s.TrafficNonce += "+1"

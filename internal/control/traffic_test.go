@@ -106,6 +106,9 @@ func TestGuard(t *testing.T) {
 		{"/sandboxes", `,"secure":null,` + private, true, ""},
 		{"/sandboxes", `,"network":{"allow_public_traffic":false}`, true, ""},
 		{"/sandboxes", `,"secure":false,` + private, false, without},
+		{"/sandboxes", `,"network":{"ports":{"8080":"private"}}`, true, ""},
+		{"/sandboxes", `,"secure":false,"network":{"ports":{"80":"public","8080":"private"}}`, false, without},
+		{"/sandboxes", `,"secure":false,"network":{"ports":{"80":"public"}}`, false, ""},
 		{"/sandboxes", `,"network":{"allowPublicTraffic":true}`, false, ""},
 		{"/sandboxes", `,"network":{"allowPublicTraffic":null}`, false, ""},
 		{"/v2/sandboxes", `,` + private, true, ""},
@@ -118,10 +121,10 @@ func TestGuard(t *testing.T) {
 		}
 		answer.want(http.StatusCreated)
 		spec := r.engine.lastSpec()
-		if public := !strings.Contains(test.fields, "false"); spec.Secure != test.secure || spec.Ingress.Public != public {
-			t.Errorf("%s %s: secure %t, public %t", test.path, test.fields, spec.Secure, spec.Ingress.Public)
+		if spec.Secure != test.secure || (!spec.Secure && spec.Ingress.Private()) {
+			t.Errorf("%s %s: secure %t, ingress %+v", test.path, test.fields, spec.Secure, spec.Ingress)
 		}
-		if (token(answer) != "") == spec.Ingress.Public {
+		if (token(answer) != "") != spec.Ingress.Private() {
 			t.Errorf("%s %s: token %q", test.path, test.fields, token(answer))
 		}
 	}
@@ -205,6 +208,8 @@ func TestTrafficIsShownAsGiven(t *testing.T) {
 		`"network":{"allowPublicTraffic":true}`: `"network":{"allowPublicTraffic":true}`,
 		private:                                 `"network":{"allowPublicTraffic":false}`,
 		`"network":{"mask_request_host":"a:${PORT}","allow_public_traffic":false,"denyOut":["1.1.1.1"]}`: `"network":{"denyOut":["1.1.1.1"],"allowPublicTraffic":false,"maskRequestHost":"a:${PORT}"}`,
+		`"network":{"ports":{"8080":"private","80":"public"},"httpsPorts":[8443,443]}`:                   `"network":{"httpsPorts":[8443,443],"ports":{"80":"public","8080":"private"}}`,
+		`"network":{"ports":{},"httpsPorts":[]}`:                                                         ``,
 	} {
 		id := r.create(keyA, fields).SandboxID
 		got := r.send(keyA, "GET", "/sandboxes/"+id, "").want(http.StatusOK).body
@@ -218,13 +223,20 @@ func TestTrafficIsShownAsGiven(t *testing.T) {
 func TestTrafficIsSettledAtCreate(t *testing.T) {
 	r := newRig(t)
 	open := r.create(keyA, "").SandboxID
-	closed := r.create(keyA, `"network":{"allowPublicTraffic":false,"maskRequestHost":"a:${PORT}"}`).SandboxID
+	closed := r.create(keyA, `"network":{"allowPublicTraffic":false,"maskRequestHost":"a:${PORT}","ports":{"80":"public"},"httpsPorts":[443]}`).SandboxID
 	for _, test := range []struct{ id, body, refused string }{
 		{open, `{"allowPublicTraffic":true,"maskRequestHost":""}`, ""},
 		{open, `{"allowPublicTraffic":null,"maskRequestHost":null}`, ""},
 		{open, `{"allowPublicTraffic":false}`, "allowPublicTraffic cannot be changed after the sandbox is created: it is true"},
 		{open, `{"maskRequestHost":"x"}`, `maskRequestHost cannot be changed after the sandbox is created: it is ""`},
+		{open, `{"ports":{},"httpsPorts":[]}`, ""},
+		{open, `{"ports":{"80":"private"}}`, "ports cannot be changed after the sandbox is created"},
+		{open, `{"httpsPorts":[443]}`, "httpsPorts cannot be changed after the sandbox is created"},
 		{closed, `{}`, ""},
+		{closed, `{"ports":{"80":"public"},"httpsPorts":[443]}`, ""},
+		{closed, `{"ports":{"80":"private"}}`, "ports cannot be changed"},
+		{closed, `{"ports":{}}`, "ports cannot be changed"},
+		{closed, `{"ports":{"http":"public"}}`, `ports: "http" is not a port`},
 		{closed, `{"allow_public_traffic":false,"mask_request_host":"a:${PORT}"}`, ""},
 		{closed, `{"allowPublicTraffic":true}`, "allowPublicTraffic cannot be changed after the sandbox is created: it is false"},
 		{closed, `{"maskRequestHost":""}`, `maskRequestHost cannot be changed after the sandbox is created: it is "a:${PORT}"`},
@@ -241,7 +253,9 @@ func TestTrafficIsSettledAtCreate(t *testing.T) {
 			t.Errorf("%s changed %+v to %+v", test.body, before.Ingress, after.Ingress)
 		}
 	}
-	want := sandbox.Ingress{AllowPublicTraffic: new(bool), MaskHost: "a:${PORT}"}
+	want := sandbox.Ingress{
+		AllowPublicTraffic: new(bool), MaskHost: "a:${PORT}", Ports: map[uint16]bool{80: true}, HTTPSPorts: []uint16{443},
+	}
 	if got := r.record(closed).Ingress; !reflect.DeepEqual(got, want) {
 		t.Errorf("recorded %+v, want %+v", got, want)
 	}

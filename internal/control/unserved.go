@@ -34,7 +34,6 @@ var createUnserved = []unserved{
 var networkUnserved = []unserved{
 	{"rules", []string{`{}`, `[]`}, "changing requests on the way"},
 	{"egressProxy", nil, "an upstream proxy"},
-	{"httpsPorts", []string{`[]`}, "TLS towards ports of the sandbox"},
 }
 
 // refuseUnserved looks through the members that nobody has read. prefix goes
@@ -66,7 +65,7 @@ func isInert(value jsontext.Value, inert []string) bool {
 func refuseMisplaced(rest map[string]jsontext.Value) error {
 	fields := []string{
 		"allowOut", "denyOut", "allow_out", "deny_out",
-		"allowPublicTraffic", "allow_public_traffic", "maskRequestHost", "mask_request_host",
+		"allowPublicTraffic", "allow_public_traffic", "maskRequestHost", "mask_request_host", "httpsPorts", "ports",
 	}
 	for _, u := range networkUnserved {
 		fields = append(fields, u.field)

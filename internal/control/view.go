@@ -1,6 +1,7 @@
 package control
 
 import (
+	"strconv"
 	"time"
 
 	"github.com/moat-sandbox/moat/api"
@@ -47,10 +48,27 @@ func network(s store.Sandbox) *api.Network {
 	if s.Ingress.MaskHost != "" {
 		said.MaskRequestHost = &s.Ingress.MaskHost
 	}
-	if len(said.AllowOut)+len(said.DenyOut) == 0 && said.AllowPublicTraffic == nil && said.MaskRequestHost == nil {
+	for _, port := range s.Ingress.HTTPSPorts {
+		said.HTTPSPorts = append(said.HTTPSPorts, int(port))
+	}
+	if len(s.Ingress.Ports) > 0 {
+		said.Ports = make(map[string]api.Visibility, len(s.Ingress.Ports))
+	}
+	for port, public := range s.Ingress.Ports {
+		said.Ports[strconv.Itoa(int(port))] = visibility(public)
+	}
+	entries := len(said.AllowOut) + len(said.DenyOut) + len(said.HTTPSPorts) + len(said.Ports)
+	if entries == 0 && said.AllowPublicTraffic == nil && said.MaskRequestHost == nil {
 		return nil
 	}
 	return &said
+}
+
+func visibility(public bool) api.Visibility {
+	if public {
+		return api.Public
+	}
+	return api.Private
 }
 
 // domain is nil where none is configured. Where one is, it is always told: a

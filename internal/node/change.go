@@ -28,11 +28,11 @@ func (n *Node) SetEnd(ctx context.Context, id string, at time.Time, extendOnly b
 }
 
 // RotateTrafficToken gives a sandbox another traffic token. When it returns nil
-// the old one lets no request in any more; on error it still does. Streams that
-// the old one opened go on. A public sandbox has no token: sandbox.ErrPublic.
+// the old one lets no request in any more; on error it still does. Where no port
+// is private there is none: sandbox.ErrPublic.
 func (n *Node) RotateTrafficToken(ctx context.Context, id string) (secret.String, error) {
 	record, err := n.amend(ctx, id, func(s *store.Sandbox) error {
-		if s.Ingress.Public {
+		if !s.Ingress.Private() {
 			return sandbox.ErrPublic
 		}
 		s.TrafficNonce = sandbox.NewNonce()
@@ -63,7 +63,7 @@ func (n *Node) amend(ctx context.Context, id string, edit func(*store.Sandbox) e
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.record = record
+	l.record, l.keys = record, n.keys(record)
 	l.expiry.Reset(time.Until(record.EndAt))
 	return record, nil
 }

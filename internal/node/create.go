@@ -95,7 +95,7 @@ func (n *Node) newRecord(spec sandbox.Spec, template store.Template, w warm) sto
 	if spec.Template != template.ID {
 		record.Alias = spec.Template
 	}
-	if !spec.Ingress.Public {
+	if spec.Ingress.Private() {
 		record.TrafficNonce = sandbox.NewNonce()
 	}
 	return record
@@ -140,7 +140,7 @@ func nameservers() []string { return []string{"8.8.8.8"} }
 
 // publish makes a complete sandbox visible and arms its timeout.
 func (n *Node) publish(record store.Sandbox, box sandbox.Box, slot kernel.Slot) {
-	l := &live{box: box, slot: slot, done: make(chan struct{}), record: record}
+	l := &live{box: box, slot: slot, done: make(chan struct{}), record: record, keys: n.keys(record)}
 	l.expiry = time.AfterFunc(time.Until(record.EndAt), func() { n.expire(record.ID) })
 	n.mu.Lock()
 	n.live[record.ID] = l

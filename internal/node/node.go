@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/netip"
 	"sync"
 	"time"
 
@@ -94,9 +93,10 @@ type live struct {
 	change sync.Mutex
 	gone   bool // guarded by change
 
-	// mu guards record, expiry and samples.
+	// mu guards record, keys, expiry and samples.
 	mu      sync.Mutex
 	record  store.Sandbox
+	keys    Keys // of record: every request from outside asks for them
 	expiry  *time.Timer
 	samples []sandbox.Sample
 }
@@ -168,24 +168,6 @@ func (n *Node) Count() int {
 	return len(n.live)
 }
 
-// GuestToken is the access token of a sandbox's guest daemon; empty for a
-// sandbox that was created without one.
-func (n *Node) GuestToken(s store.Sandbox) secret.String {
-	if !s.Secure {
-		return secret.String{}
-	}
-	return n.Master.Token("guest", s.ID)
-}
-
-// TrafficToken is what requests from outside need to reach a sandbox; empty for
-// a public one. Without a nonce there is no token, so nobody gets in.
-func (n *Node) TrafficToken(s store.Sandbox) secret.String {
-	if s.Ingress.Public || s.TrafficNonce == "" {
-		return secret.String{}
-	}
-	return n.Master.Token("traffic", s.ID+":"+s.TrafficNonce)
-}
-
 func (n *Node) ids() []string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -228,21 +210,4 @@ func (n *Node) release(team string) {
 	if n.teams[team]--; n.teams[team] == 0 {
 		delete(n.teams, team)
 	}
-}
-
-// Reach returns where a live sandbox is reached and a channel that closes when
-// that ends. It answers from memory.
-func (n *Node) Reach(id string) (Reachable, bool) {
-	l, err := n.find(id)
-	if err != nil || l.retired() {
-		return Reachable{}, false
-	}
-	return Reachable{Record: l.snapshot(), Addr: l.slot.IP4, Done: l.done}, true
-}
-
-// Reachable is a live sandbox as its visitors need it.
-type Reachable struct {
-	Record store.Sandbox
-	Addr   netip.Addr
-	Done   <-chan struct{}
 }

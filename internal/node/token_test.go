@@ -37,6 +37,13 @@ func TestTrafficToken(t *testing.T) {
 	if err != nil || rotated.Empty() || rotated.Reveal() == token {
 		t.Fatalf("rotated to %q, %v", rotated.Reveal(), err)
 	}
+	before, after := reach(t, first, other.ID), reach(t, first, record.ID)
+	if !after.Traffic.Equal(rotated.Reveal()) || after.Link.Empty() || before.Link.Equal(after.Link.Reveal()) || after.Link.Equal(rotated.Reveal()) {
+		t.Error("visitors are not asked for the new token, or links are not signed by a key of their own")
+	}
+	if _, err := first.RotateTrafficToken(t.Context(), other.ID); err != nil || reach(t, first, other.ID).Link.Equal(before.Link.Reveal()) {
+		t.Errorf("links outlive their token, or %v", err)
+	}
 	if _, err := first.RotateTrafficToken(t.Context(), open.ID); !errors.Is(err, sandbox.ErrPublic) {
 		t.Errorf("rotated the token of a public sandbox: %v", err)
 	}
@@ -48,8 +55,8 @@ func TestTrafficToken(t *testing.T) {
 	second := r.open()
 	defer second.Close()
 	reached, ok := second.Reach(record.ID)
-	if !ok || !second.TrafficToken(reached.Record).Equal(rotated.Reveal()) {
-		t.Error("the restarted server has another token")
+	if !ok || !reached.Keys.Traffic.Equal(rotated.Reveal()) || !reached.Keys.Guest.Equal(second.GuestToken(record).Reveal()) {
+		t.Error("the restarted server has other tokens")
 	}
 	reached, ok = second.Reach(open.ID)
 	if !ok || !reached.Record.Ingress.Public || reached.Record.Ingress.MaskHost != "localhost:${PORT}" {
@@ -72,6 +79,36 @@ func TestTrafficToken(t *testing.T) {
 	}
 }
 
+func reach(t *testing.T, n *Node, id string) Keys {
+	t.Helper()
+	r, ok := n.Reach(id)
+	if !ok {
+		t.Fatalf("sandbox %s is not there", id)
+	}
+	return r.Keys
+}
+
+// One private port is enough for a token.
+func TestPrivatePortHasAToken(t *testing.T) {
+	r := newRig(t)
+	n := r.open()
+	defer n.Close()
+	for want, ingress := range map[bool]sandbox.Ingress{
+		true:  {Public: true, Ports: map[uint16]bool{80: true, 8080: false}},
+		false: {Public: true, Ports: map[uint16]bool{80: true}},
+	} {
+		asked := spec("a")
+		asked.Ingress = ingress
+		record, err := n.Create(t.Context(), asked)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := !n.TrafficToken(record).Empty(); got != want {
+			t.Errorf("%+v: has a token: %t", ingress, got)
+		}
+	}
+}
+
 // A rotation that is not recorded did not happen.
 func TestRotationFailsWhole(t *testing.T) {
 	r := newRig(t)
@@ -83,7 +120,7 @@ func TestRotationFailsWhole(t *testing.T) {
 		t.Fatalf("rotated: %v", err)
 	}
 	reached, ok := n.Reach(record.ID)
-	if !ok || !n.TrafficToken(reached.Record).Equal(n.TrafficToken(record).Reveal()) {
+	if !ok || !reached.Keys.Traffic.Equal(n.TrafficToken(record).Reveal()) {
 		t.Error("the old token does not hold")
 	}
 }

@@ -77,8 +77,8 @@ type Sandbox struct {
 
 	Ingress sandbox.Ingress `json:"ingress"`
 	// TrafficNonce is what the traffic token is derived from, beside the
-	// server's own key; empty for a public sandbox. Another one makes another
-	// token.
+	// server's own key; empty where no port demands one. Another nonce makes
+	// another token.
 	TrafficNonce string `json:"trafficNonce,omitempty"`
 
 	// Runtime, Box and Slot say where it lives on this machine.
