@@ -5,12 +5,13 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/moat-sandbox/moat/internal/secret"
 )
 
 // Attack 33: every way of not having the token.
-func TestTrafficToken(t *testing.T) {
+func TestAttack33MissingOrWrongToken(t *testing.T) {
 	token, guestToken := strings.Repeat("ab", 32), strings.Repeat("cd", 32)
 	w := newWorld(t)
 	private := func(port uint16) *box {
@@ -79,6 +80,12 @@ func TestTokenMessages(t *testing.T) {
 	b.Public, b.Token = false, secret.New("right")
 	w.boxes.put(b)
 	c := w.client("h1")
+	start := time.Now()
+	defer func() {
+		if took := time.Since(start); took > patience/2 {
+			t.Errorf("took %v, as if something was dialled", took)
+		}
+	}()
 	got := wantFailure(t, c.get(t, b.host(), "/"), 403, "traffic_token_missing")
 	if got["message"] != "Sandbox is secured with traffic access token. Token header 'e2b-traffic-access-token' is missing" ||
 		got["error"] != "forbidden" || got["sandboxId"] != b.ID {

@@ -52,7 +52,7 @@ func badHost(err error) *failure {
 func badPath(err error) *failure {
 	return &failure{
 		Status: http.StatusBadRequest, Code: "bad_path", Message: err.Error(),
-		Title: "Invalid Sandbox Address",
+		Title: "Invalid Path",
 		Hint:  "By path a sandbox is reached at /sandbox/<sandbox id>/<port>/.",
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 )
 
 const firefox = "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"
@@ -61,6 +62,12 @@ func TestPages(t *testing.T) {
 		"Sandbox Unreachable":          upstreamUnreachable(addr),
 		"Connection Reset":             upstreamReset(addr),
 		"Server Stopping":              stopping(addr),
+		"Invalid Path":                 badPath(errors.New("x")),
+		"Too Many Requests":            unknownTooOften(addr, time.Second),
+		"Link Expired":                 linkExpired(addr),
+		"Link Not Valid":               linkInvalid(addr),
+		"Cross-Site Request Refused":   crossSite(addr),
+		"No TLS on This Port":          upstreamTLS(addr),
 	}
 	codes := make(map[string]bool)
 	for title, f := range titles {

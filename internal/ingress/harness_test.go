@@ -17,6 +17,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -56,6 +57,14 @@ func newBox(port uint16) *box {
 }
 
 func (b *box) end() { b.once.Do(func() { close(b.done) }) }
+
+func portText(b *box) string { return strconv.Itoa(int(b.port)) }
+
+// overTLS returns the request as if it had come over TLS.
+func overTLS(r *http.Request) *http.Request {
+	r.TLS = new(tls.ConnectionState)
+	return r
+}
 
 func (b *box) host() string { return fmt.Sprintf("%d-%s.%s", b.port, b.ID, testDomain) }
 

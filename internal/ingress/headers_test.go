@@ -41,7 +41,7 @@ func TestForwardedHeaders(t *testing.T) {
 }
 
 // Attack 34 and 38: no credential of ours reaches an app.
-func TestCredentialsAreStripped(t *testing.T) {
+func TestAttack34CredentialsForwarded(t *testing.T) {
 	const key, guestToken = "e2b_0123456789abcdef", "guesttoken"
 	w := newWorld(t, func(cfg *Config) { cfg.IsKey = func(v string) bool { return v == key } })
 	open := func(port uint16) *box {

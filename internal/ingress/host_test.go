@@ -16,7 +16,7 @@ func TestIDLength(t *testing.T) {
 	}
 }
 
-func TestParseHost(t *testing.T) {
+func TestAttack36HostTricks(t *testing.T) {
 	want := func(port uint16) address { return address{id: someID, port: port} }
 	cases := []struct {
 		host string

@@ -42,7 +42,7 @@ func TestRouting(t *testing.T) {
 	})
 }
 
-func TestRoutingRefused(t *testing.T) {
+func TestAttack36RoutingTricks(t *testing.T) {
 	w := newWorld(t)
 	b := w.serve(func(http.ResponseWriter, *http.Request) { t.Error("the sandbox was contacted") })
 	port := strconv.Itoa(int(b.port))
@@ -77,7 +77,7 @@ func TestRoutingRefused(t *testing.T) {
 }
 
 // Attack 35: the guest daemon's control paths, however they are written.
-func TestControlPaths(t *testing.T) {
+func TestAttack35ControlPaths(t *testing.T) {
 	w := newWorld(t)
 	guest := newBox(49983)
 	w.serveOn(guest, func(rw http.ResponseWriter, r *http.Request) { io.WriteString(rw, "guest "+r.URL.Path) })

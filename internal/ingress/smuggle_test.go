@@ -35,7 +35,7 @@ func (s *transcript) serve(conn net.Conn) {
 
 // Attack 38: whatever arrives, the app is sent requests with one meaning, or
 // nothing. Each case is written to the raw socket; HOST stands for the host.
-func TestSmuggling(t *testing.T) {
+func TestAttack38Smuggling(t *testing.T) {
 	w := newWorld(t)
 	const hidden = "GET /hidden HTTP/1.1\r\nHost: x\r\n\r\n"
 	for _, x := range []struct {
@@ -160,7 +160,7 @@ func wantRequests(t *testing.T, sent string, want []string) {
 
 // Over HTTP/2 method, path and headers are free text that HTTP/1 would give
 // another meaning.
-func TestSmugglingHTTP2(t *testing.T) {
+func TestAttack38SmugglingByHTTP2(t *testing.T) {
 	w := newWorld(t)
 	type fields [][2]string
 	for _, x := range []struct {

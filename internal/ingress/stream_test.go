@@ -317,7 +317,7 @@ func TestUpgradeTunnel(t *testing.T) {
 }
 
 // Attack 38: an upgrade to HTTP/2 would carry requests past every check.
-func TestNoTunnelForHTTP2(t *testing.T) {
+func TestAttack38UpgradeToHTTP2(t *testing.T) {
 	w := newWorld(t)
 	guest := newBox(49983)
 	w.serveOn(guest, tell)
