@@ -16,10 +16,19 @@ import "fmt"
 // Who promises "open unless said otherwise" (E2B's API does) writes
 // Default: Allow into the document.
 type Document struct {
-	// AllowOut lists addresses and prefixes that are reachable; it beats DenyOut.
+	// AllowOut lists what is reachable; it beats DenyOut. An entry is an address,
+	// a prefix, a domain name, *.name for all names below that one at any depth
+	// but not itself, or * for every name. Names count for TCP on ports 80 and
+	// 443 only, and need that all else is denied: AllTraffic in DenyOut, or
+	// Default: Deny.
 	AllowOut []string `json:"allowOut,omitempty"`
 	// DenyOut lists addresses and prefixes that are not reachable.
 	DenyOut []string `json:"denyOut,omitempty"`
+	// Ruled lists the names for which there are rules about requests (E2B's
+	// network.rules). It allows nothing. A name in AllowOut that is also here
+	// needs no denial of all else: E2B's pages refer in AllowOut to hosts that
+	// have rules, as a way to say that requests to them are changed.
+	Ruled []string `json:"ruled,omitempty"`
 	// Default is the verdict for an address that neither list names.
 	Default Verdict `json:"default"`
 }

@@ -5,7 +5,6 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
-	"unicode/utf8"
 
 	"github.com/gaissmai/bart"
 )
@@ -19,19 +18,23 @@ type Options struct {
 	Never *Never
 	// MaxEntries bounds each list; 0 means DefaultMaxEntries.
 	MaxEntries int
+	// Names accepts names in allowOut. It is for callers that enforce them: a
+	// name that is accepted and not enforced would be a promise nobody keeps.
+	Names bool
 }
 
 // Names of the lists, as callers write them and as errors and reasons show them.
 const (
 	fieldAllow   = "allowOut"
 	fieldDeny    = "denyOut"
+	fieldRules   = "rules"
 	fieldDefault = "default"
 )
 
 // EntryError says which entry of a document is wrong. Its text begins as
 // E2B's does.
 type EntryError struct {
-	Field string // allowOut, denyOut or default
+	Field string // allowOut, denyOut, rules or default
 	// Entry is what the caller wrote, shortened and quoted where it must be;
 	// empty when the field as a whole is wrong.
 	Entry  string
@@ -43,8 +46,12 @@ func (e *EntryError) Error() string {
 	switch {
 	case e.Entry == "":
 		return e.Field + ": " + e.Reason
+	case e.Reason == reasonDenyAll:
+		return reasonDenyAll
 	case e.Field == fieldDeny:
 		return "invalid denied CIDR " + e.Entry + ": " + e.Reason
+	case e.Field == fieldRules:
+		return "invalid rule domain " + e.Entry + ": " + e.Reason
 	default:
 		return "invalid allowed address " + e.Entry + ": " + e.Reason
 	}
@@ -67,45 +74,104 @@ func Parse(doc Document, opts Options) (*Policy, error) {
 	if doc.Default != Allow && doc.Default != Deny {
 		return nil, &EntryError{Field: fieldDefault, Reason: fmt.Sprintf("unknown verdict %d", uint8(doc.Default))}
 	}
-	allow, err := parseList(fieldAllow, doc.AllowOut, limit)
-	if err != nil {
+	p := &Policy{never: never, allow: new(list), deny: new(list), names: newNameTree(), verdict: doc.Default}
+	if err := parseList(fieldAllow, doc.AllowOut, limit, func(entry string) string {
+		return p.addAllowed(entry, opts.Names)
+	}); err != nil {
 		return nil, err
 	}
-	deny, err := parseList(fieldDeny, doc.DenyOut, limit)
-	if err != nil {
+	if err := parseList(fieldDeny, doc.DenyOut, limit, func(entry string) string {
+		prefix, reason := parsePrefix(entry)
+		if reason == "" {
+			insert(p.deny, prefix, entry)
+		}
+		return reason
+	}); err != nil {
 		return nil, err
 	}
-	return &Policy{never: never, allow: allow, deny: deny, verdict: doc.Default}, nil
+	ruled := map[string]bool{}
+	if err := parseList(fieldRules, doc.Ruled, limit, func(entry string) string {
+		name, reason := normalise(entry)
+		ruled[name] = true
+		return reason
+	}); err != nil {
+		return nil, err
+	}
+	if err := p.checkDenyAll(ruled); err != nil {
+		return nil, err
+	}
+	return p, nil
 }
 
-// list is one compiled list: from prefix to the entry as it was written. Of
-// two entries that mean the same prefix the first is kept.
-type list = bart.Table[string]
-
-func parseList(field string, entries []string, limit int) (*list, error) {
+// parseList hands each entry to add, which returns why it is wrong or "".
+func parseList(field string, entries []string, limit int, add func(entry string) (reason string)) error {
 	if len(entries) > limit {
-		return nil, &EntryError{
+		return &EntryError{
 			Field:  field,
 			Reason: fmt.Sprintf("%d entries, at most %d are accepted", len(entries), limit),
 		}
 	}
-	l := new(list)
 	for _, entry := range entries {
-		prefix, reason := parseEntry(field, entry)
-		if reason != "" {
-			return nil, &EntryError{Field: field, Entry: printable(entry), Reason: reason}
-		}
-		insert(l, prefix, entry)
-		if prefix == all4 {
-			insert(l, all6, entry)
+		if reason := add(entry); reason != "" {
+			return &EntryError{Field: field, Entry: printable(entry), Reason: reason}
 		}
 	}
-	return l, nil
+	return nil
 }
 
+// addAllowed compiles one entry of allowOut.
+func (p *Policy) addAllowed(entry string, names bool) (reason string) {
+	prefix, reason := parsePrefix(entry)
+	if reason == "" {
+		insert(p.allow, prefix, entry)
+		return ""
+	}
+	host, _, _ := strings.Cut(entry, "/")
+	if reason != reasonSyntax || endsInNumber(host) {
+		return reason
+	}
+	pattern, wrong := parsePattern(entry)
+	switch {
+	case !names && wrong == "":
+		return reasonDomains
+	case !names:
+		return reasonSyntax
+	case wrong != "":
+		return "not an IP address, CIDR or domain name: " + wrong
+	}
+	p.names.Insert(pattern)
+	return ""
+}
+
+// checkDenyAll refuses names where all else stays open, as E2B does: they
+// would look like a restriction and be none. Denying by default is as good as
+// denying all traffic, and names with rules of their own are exempt.
+func (p *Policy) checkDenyAll(ruled map[string]bool) error {
+	if _, denied := p.deny.Get(all4); denied || p.verdict == Deny {
+		return nil
+	}
+	for _, pattern := range p.names.patterns {
+		if pattern.wild || !ruled[pattern.name] {
+			return &EntryError{Field: fieldAllow, Entry: printable(pattern.entry), Reason: reasonDenyAll}
+		}
+	}
+	return nil
+}
+
+// list is the compiled addresses of a list: from prefix to the entry as it was
+// written. Of two entries that mean the same prefix the first is kept.
+type list = bart.Table[string]
+
+// insert adds an entry; what is written as all IPv4 means IPv6 as well.
 func insert(l *list, prefix netip.Prefix, entry string) {
-	if _, taken := l.Get(prefix); !taken {
-		l.Insert(prefix, strings.Clone(entry))
+	add := func(prefix netip.Prefix) {
+		if _, taken := l.Get(prefix); !taken {
+			l.Insert(prefix, strings.Clone(entry))
+		}
+	}
+	add(prefix)
+	if prefix == all4 {
+		add(all6)
 	}
 }
 
@@ -120,18 +186,18 @@ const (
 	reasonDomains = "domain filtering is not available yet"
 	reasonZone    = "an address with a zone is not routable"
 	reasonBits    = "the prefix length is not valid"
+	// reasonDenyAll is E2B's text, word for word: its users know it.
+	reasonDenyAll = "When specifying allowed domains in allow out, you must include 'ALL_TRAFFIC' in deny out to block all other traffic."
 )
 
-// parseEntry reads one address or prefix. Bits beyond the prefix length are
+// parsePrefix reads one address or prefix. Bits beyond the prefix length are
 // accepted and dropped. The reason is empty when the entry is valid.
-func parseEntry(field, entry string) (prefix netip.Prefix, reason string) {
+func parsePrefix(entry string) (prefix netip.Prefix, reason string) {
 	host, bits, isPrefix := strings.Cut(entry, "/")
 	addr, err := netip.ParseAddr(host)
 	switch {
 	case entry == "":
 		return prefix, reasonEmpty
-	case err != nil && !isPrefix && field == fieldAllow && looksLikeName(entry):
-		return prefix, reasonDomains
 	case err != nil:
 		return prefix, reasonSyntax
 	case addr.Zone() != "":
@@ -150,25 +216,6 @@ func parseEntry(field, entry string) (prefix netip.Prefix, reason string) {
 		return prefix, "the unspecified address stands only for all traffic, as " + AllTraffic + " or ::/0"
 	}
 	return prefix, ""
-}
-
-// looksLikeName tells a domain name or pattern from a mistyped address: what
-// consists of digits and dots, or ends in a number of any notation, was meant
-// to be an address.
-func looksLikeName(s string) bool {
-	if s == "*" {
-		return true
-	}
-	for _, c := range []byte(strings.TrimPrefix(s, "*.")) {
-		letter := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= utf8.RuneSelf
-		if !letter && (c < '0' || c > '9') && c != '-' && c != '_' && c != '.' {
-			return false
-		}
-	}
-	last := strings.TrimSuffix(s, ".")
-	last = last[strings.LastIndexByte(last, '.')+1:]
-	_, err := strconv.ParseUint(last, 0, 64)
-	return last != "" && err != nil && strings.Trim(last, "0123456789") != ""
 }
 
 // maxPrinted bounds how much of a wrong entry an error repeats, in bytes.

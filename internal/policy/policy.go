@@ -47,7 +47,8 @@ type Flow struct {
 type Policy struct {
 	never       *Never
 	allow, deny *list
-	verdict     Verdict // for what no list names
+	names       *nameTree // the names in allowOut; never nil
+	verdict     Verdict   // for what no list names
 }
 
 // Rule is the part of a policy that decided.
@@ -57,6 +58,7 @@ type Rule uint8
 const (
 	RuleNone     Rule = iota // there is no policy
 	RuleProtocol             // a protocol that is not offered, or no destination
+	RuleName                 // a flow that names cannot allow, or without a usable name
 	RuleNever                // the never-reachable table
 	RuleAllowOut
 	RuleDenyOut
@@ -68,6 +70,8 @@ func (r Rule) String() string {
 	switch r {
 	case RuleProtocol:
 		return "protocol"
+	case RuleName:
+		return "name"
 	case RuleNever:
 		return "never"
 	case RuleAllowOut:
@@ -80,16 +84,27 @@ func (r Rule) String() string {
 	return "none"
 }
 
-// Decision is the answer about one flow. Its zero value denies.
+// Decision is the answer about one flow or DNS question. Its zero value denies.
 type Decision struct {
 	Verdict Verdict
 	Rule    Rule
 	// Entry is the entry of the list that matched, as it was written.
 	Entry string
 
+	by   subject
 	flow Flow
+	name Name
 	why  Range // set for RuleNever
 }
+
+// subject is what a decision is about, for the reason.
+type subject uint8
+
+const (
+	byAddress subject = iota
+	byName
+	byQuery
+)
 
 // Decide answers whether a flow may pass: what is never reachable is denied,
 // then allowOut beats denyOut beats the default. It allocates nothing.
@@ -116,9 +131,12 @@ func (p *Policy) Decide(f Flow) Decision {
 // Reason says why, in a sentence for people.
 func (d Decision) Reason() string {
 	dst := d.flow.Dst.Addr()
+	if d.by != byAddress && d.Rule != RuleNone && d.Rule != RuleProtocol {
+		return d.nameReason()
+	}
 	switch d.Rule {
 	case RuleProtocol:
-		if !dst.IsValid() {
+		if d.by == byAddress && !dst.IsValid() {
 			return "the flow has no destination address"
 		}
 		return fmt.Sprintf("%v cannot leave a sandbox, only TCP, UDP and ICMP echo can", d.flow.Proto)
