@@ -37,11 +37,13 @@ sandbox contract:    internal/sandbox -> internal/policy
 store contract:      internal/store -> internal/policy internal/sandbox
 stores are leaves:   internal/store/... -> internal/store internal/policy internal/sandbox
 kernel:              internal/egress/kernel -> internal/policy
+egress contract:     internal/egress -> internal/policy
+names and dialling:  internal/egress/dns internal/egress/dial -> internal/egress internal/policy
 drivers are leaves:  internal/sandbox/gvisor internal/sandbox/namespaces -> internal/sandbox
 templates:           internal/template/... -> internal/template/... internal/sandbox internal/store
 guest daemon:        internal/guest/... -> internal/guest/... api/...
 public URLs:         internal/ingress -> internal/ingress/link internal/sandbox internal/secret api
-links:               internal/ingress/link -> internal/secret
+links, certificates: internal/ingress/link internal/ingress/cert -> internal/secret
 
 http api:            internal/control -> api internal/store internal/sandbox internal/policy internal/secret
 node:                internal/node -> api internal/store internal/sandbox internal/policy internal/secret internal/egress/kernel internal/template
@@ -61,6 +63,7 @@ one owner of the kernel's network:  github.com/vishvananda/netlink -> internal/e
 one driver knows gVisor:            gvisor.dev/gvisor -> internal/sandbox/gvisor
 one store knows bolt:               go.etcd.io/bbolt -> internal/store/bolt
 one place knows registries:         github.com/google/go-containerregistry -> internal/template/...
+one place speaks DNS:               github.com/miekg/dns -> internal/egress/dns internal/lab test/...
 the command line is at the edge:    github.com/spf13/cobra -> cmd/moat
 `
 
