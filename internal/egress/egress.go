@@ -4,6 +4,7 @@
 package egress
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 
@@ -39,6 +40,15 @@ type Flows interface {
 	// it cut because that policy denies them.
 	Reevaluate(sandbox string, next Tenant) (cut int)
 }
+
+// Why a name has no address to connect to.
+var (
+	ErrInvalidName = errors.New("not a valid DNS name")
+	ErrNoSuchName  = errors.New("no such name")
+	ErrNoAddress   = errors.New("the name has no address")
+	// ErrNoAnswer says that no name server gave a usable answer.
+	ErrNoAnswer = errors.New("no name server answers")
+)
 
 // ForbiddenError says that an address is never reachable, whatever a policy
 // allows. Who dials and who resolves return the same one.

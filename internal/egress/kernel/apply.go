@@ -137,8 +137,12 @@ func (n *Network) Adopt(ctx context.Context, tenants []Tenant) error {
 func (n *Network) planAll(tenants []Tenant) ([]slotPlan, error) {
 	policies := map[int]*policy.Policy{}
 	for _, t := range tenants {
-		if _, err := n.Load(t.Slot.Index); err != nil {
+		loaded, err := n.Load(t.Slot.Index)
+		if err != nil {
 			return nil, err
+		}
+		if loaded.HostIf != t.Slot.HostIf || loaded.IP4 != t.Slot.IP4 || loaded.IP6 != t.Slot.IP6 {
+			return nil, fmt.Errorf("slot %d: %w: it has other addresses", t.Slot.Index, ErrUnknownSlot)
 		}
 		if err := n.checkNever(t.Policy); err != nil {
 			return nil, fmt.Errorf("slot %d: %w", t.Slot.Index, err)

@@ -357,7 +357,9 @@ func TestAttack28TrafficBeforeThePolicy(t *testing.T) {
 	if got := wire.frames(all); len(got) != 0 {
 		t.Errorf("%d frames came into a closed slot: %x", len(got), got)
 	}
-	if got := internet.frames(all); len(got) != 0 {
+	// Servers of earlier tests may still send, and the node resets that.
+	notReset := func(f []byte) bool { return len(f) < 48 || f[23] != unix.IPPROTO_TCP || f[47]&4 == 0 }
+	if got := internet.frames(notReset); len(got) != 0 {
 		t.Errorf("%d frames came out of a closed slot: %x", len(got), got)
 	}
 	apply(t, n, s, openPolicy(t))

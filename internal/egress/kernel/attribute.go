@@ -14,11 +14,11 @@ func attr(b []byte, kind uint16, value []byte) []byte {
 	b = binary.NativeEndian.AppendUint16(b, uint16(unix.SizeofNlAttr+len(value)))
 	b = binary.NativeEndian.AppendUint16(b, kind)
 	b = append(b, value...)
-	for len(b)%unix.NLA_ALIGNTO != 0 {
-		b = append(b, 0)
-	}
-	return b
+	return append(b, make([]byte, aligned(len(value))-len(value))...)
 }
+
+// aligned rounds a length up to that of its place in a message.
+func aligned(n int) int { return (n + unix.NLA_ALIGNTO - 1) &^ (unix.NLA_ALIGNTO - 1) }
 
 func str(b []byte, kind uint16, value string) []byte {
 	return attr(b, kind, append([]byte(value), 0))
@@ -49,8 +49,7 @@ func attrs(b []byte) iter.Seq2[uint16, []byte] {
 			if !yield(binary.NativeEndian.Uint16(b[2:])&^flags, b[unix.SizeofNlAttr:length]) {
 				return
 			}
-			padded := (length + unix.NLA_ALIGNTO - 1) &^ (unix.NLA_ALIGNTO - 1)
-			b = b[min(padded, len(b)):]
+			b = b[min(aligned(length), len(b)):]
 		}
 	}
 }

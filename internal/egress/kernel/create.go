@@ -4,12 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"math/rand/v2"
 	"os"
-	"slices"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -84,7 +81,16 @@ func (n *Network) build(s Slot) error {
 	if err := raiseHost(s); err != nil {
 		return err
 	}
-	return inNamespace(s.NetNS, func() error { return raiseInner(s) })
+	err = inNamespace(s.NetNS, func() error {
+		if err := raiseInner(s); err != nil {
+			return err
+		}
+		return awaitReady(innerIf, s.IP6)
+	})
+	if err != nil {
+		return err
+	}
+	return awaitReady(s.HostIf, s.Gateway6)
 }
 
 // Destroy removes a slot and every trace of it. What runs in its namespace
@@ -153,116 +159,4 @@ func (n *Network) removeRules(s Slot, sets []string) error {
 		}
 	}
 	return nil
-}
-
-// Load finds a slot by its number, also one that an earlier process made. It
-// returns ErrUnknownSlot if any part of it is missing.
-func (n *Network) Load(index int) (Slot, error) {
-	s, err := n.slot(index)
-	if err != nil {
-		return Slot{}, fmt.Errorf("load slot: %w: %w", ErrUnknownSlot, err)
-	}
-	if !isNamespace(s.NetNS) {
-		return Slot{}, fmt.Errorf("load slot %d: %w: its namespace is gone", index, ErrUnknownSlot)
-	}
-	link, err := netlink.LinkByName(s.HostIf)
-	if isNoLink(err) {
-		return Slot{}, fmt.Errorf("load slot %d: %w: its interface is gone", index, ErrUnknownSlot)
-	}
-	if err != nil {
-		return Slot{}, fmt.Errorf("load slot %d: %w", index, err)
-	}
-	if link.Type() != "veth" || link.Attrs().HardwareAddr.String() != s.GatewayMAC.String() {
-		return Slot{}, fmt.Errorf("load slot %d: %w: %s is another interface", index, ErrUnknownSlot, s.HostIf)
-	}
-	return s, nil
-}
-
-// Sweep removes every slot of this instance, whole or in pieces, that is not
-// to be kept.
-func (n *Network) Sweep(ctx context.Context, keep []Slot) error {
-	traces, err := n.traces()
-	if err != nil {
-		return fmt.Errorf("sweep slots: %w", err)
-	}
-	for _, s := range keep {
-		delete(traces, s.Index)
-	}
-	for _, index := range slices.Sorted(maps.Keys(traces)) {
-		if err := n.sweepSlot(ctx, index); err != nil {
-			return fmt.Errorf("sweep slots: %w", err)
-		}
-		n.log.Info("orphaned network slot removed", "slot", index)
-	}
-	return nil
-}
-
-func (n *Network) sweepSlot(ctx context.Context, index int) error {
-	s, err := n.slot(index)
-	if err != nil {
-		return err
-	}
-	n.mu.Lock()
-	adopted := n.adopted
-	if adopted && n.slots[index] == nil {
-		n.slots[index] = &state{} // pieces without rules are destroyed alike
-	}
-	n.mu.Unlock()
-	return n.Destroy(ctx, s)
-}
-
-// Uninstall removes all slots, used or not, and the tables. Settings of the
-// kernel (forwarding) stay as they are. The Network is still to be closed.
-func (n *Network) Uninstall(ctx context.Context) error {
-	n.mu.Lock()
-	n.adopted = true // whoever left rules, all of them go
-	n.mu.Unlock()
-	if err := n.Sweep(ctx, nil); err != nil {
-		return fmt.Errorf("uninstall: %w", err)
-	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.adopted = false // until somebody lays tables again
-	if err := errors.Join(n.rules.clear(""), n.removeFences()); err != nil {
-		return fmt.Errorf("uninstall: %w", err)
-	}
-	return nil
-}
-
-// traces finds the numbers of all slots of which anything is left.
-func (n *Network) traces() (map[int]bool, error) {
-	found, err := n.interfaces()
-	if err != nil {
-		return nil, err
-	}
-	files, err := os.ReadDir(n.stateDir)
-	if err != nil {
-		return nil, fmt.Errorf("read the state directory: %w", err)
-	}
-	for _, f := range files {
-		if index, ok := n.indexOfFile(f.Name()); ok {
-			found[index] = true
-		}
-	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	for index := range n.slots {
-		found[index] = true
-	}
-	return found, nil
-}
-
-// interfaces finds the numbers of all slots that have a host interface.
-func (n *Network) interfaces() (map[int]bool, error) {
-	links, err := netlink.LinkList()
-	if err != nil {
-		return nil, fmt.Errorf("list interfaces: %w", err)
-	}
-	found := map[int]bool{}
-	for _, l := range links {
-		if index, ok := n.indexOfIf(l.Attrs().Name); ok {
-			found[index] = true
-		}
-	}
-	return found, nil
 }

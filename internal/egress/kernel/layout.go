@@ -2,7 +2,6 @@ package kernel
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -88,12 +87,6 @@ func (l layout) indexAfter(prefix, name string) (int, bool) {
 	return index, true
 }
 
-// mtus within which an uplink is usable; a smaller one cannot carry IPv6.
-const (
-	minMTU = 1280
-	maxMTU = 1500
-)
-
 // nth returns the n-th address of a prefix whose low 32 bits have room for it.
 func nth(p netip.Prefix, n int) netip.Addr {
 	if p.Addr().Is4() {
@@ -111,12 +104,3 @@ func nth(p netip.Prefix, n int) netip.Addr {
 func mac(end byte, index int) net.HardwareAddr {
 	return net.HardwareAddr{0x02, 'm', 'o', end<<4 | byte(index>>16), byte(index >> 8), byte(index)}
 }
-
-// ErrNoSlot: all slots of the address range are in use.
-var ErrNoSlot = errors.New("no free network slot")
-
-// ErrUnknownSlot: there is no such slot in this network namespace.
-var ErrUnknownSlot = errors.New("no such network slot")
-
-// ErrInUse: another moat owns this network namespace.
-var ErrInUse = errors.New("another moat runs in this network namespace")

@@ -119,6 +119,9 @@ func (n *Network) start() (err error) {
 	if err := prepareHost(); err != nil {
 		return err
 	}
+	if err := hastenRefusals(); err != nil {
+		n.log.Warn("refused sandboxes will at times wait for a timeout", "error", err)
+	}
 	if err := n.fenceRanges(); err != nil {
 		return err
 	}
@@ -207,7 +210,8 @@ func inside(outer, p netip.Prefix) bool {
 	return p.Bits() >= outer.Bits() && outer.Contains(p.Addr())
 }
 
-// Close lets go of the namespace. Slots, tables and flows stay as they are.
+// Close lets go of the namespace. Slots, tables and flows stay as they are. No
+// other method may run at the time or be called afterwards.
 func (n *Network) Close() error {
 	var errs []error
 	if n.tracker != nil {

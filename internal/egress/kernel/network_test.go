@@ -225,7 +225,7 @@ func TestRouterAdvertisementsAreStillObeyed(t *testing.T) {
 				return err
 			}
 		}
-		if err := errors.Join(prepareHost(), prepareHost()); err != nil { // the second finds all done
+		if err := errors.Join(prepareHost(), prepareHost(), hastenRefusals(), hastenRefusals()); err != nil { // the second finds all done
 			return err
 		}
 		for _, name := range []string{"ipv6/conf/auto/accept_ra", "ipv6/conf/manual/accept_ra", "ipv6/conf/router/accept_ra", "ipv6/conf/all/forwarding", "ipv4/ip_forward", "ipv4/icmp_ratelimit"} {

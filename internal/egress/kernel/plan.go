@@ -75,6 +75,9 @@ func planBase(l layout, never *policy.Never) basePlan {
 // that a refusal is answered before anything drops the packet silently.
 const beforeFilter = -10
 
+// hookForward is the chain that shows whether tables judge: it has rules then.
+const hookForward = "forward"
+
 // hookChains tell packets of slots from all others. They touch no packet that
 // neither comes from a slot nor goes to one.
 func hookChains(l layout) []chain {
@@ -83,7 +86,7 @@ func hookChains(l layout) []chain {
 		return &base{kind: "filter", hook: name, hooknum: num, priority: beforeFilter}
 	}
 	return []chain{
-		{name: "forward", base: hook("forward", unix.NF_INET_FORWARD), rules: []rule{
+		{name: hookForward, base: hook("forward", unix.NF_INET_FORWARD), rules: []rule{
 			{inPrefix(slots), goTo("from_slot")},
 			{outPrefix(slots), goTo("to_slot")},
 		}},

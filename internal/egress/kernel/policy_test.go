@@ -118,6 +118,28 @@ func TestRefusalsComeAtOnce(t *testing.T) {
 	}
 }
 
+// A new slot passes packets as soon as there is one, also the first.
+func TestFirstPacketIsNotLost(t *testing.T) {
+	n := open(t)
+	for range 20 {
+		s, err := n.Create(context.Background())
+		if err != nil {
+			t.Fatal(err)
+		}
+		apply(t, n, s, compile(t, policy.Document{AllowOut: []string{one6}}))
+		start := time.Now()
+		if got := probe(t, s, policy.ICMP, addr(one4)); got != prohibited {
+			t.Errorf("ping %s: %s, want prohibited", one4, got)
+		}
+		if got := probe(t, s, policy.UDP, addr(one6)); got != reached {
+			t.Errorf("udp to %s: %s, want reached", one6, got)
+		}
+		if took := time.Since(start); took > resend {
+			t.Errorf("two answers took %v, something was sent twice", took)
+		}
+	}
+}
+
 func TestMoreThanTheDefaultLimitOfEntries(t *testing.T) {
 	doc := policy.Document{Default: policy.Allow}
 	for i := range policy.DefaultMaxEntries {

@@ -89,8 +89,28 @@ func exchange(network string, dst netip.Addr, wait time.Duration) (err error) {
 
 func echoOnce(conn net.Conn) error { return echo(conn, patience) }
 
+// resend is when a datagram is sent again. A client must not depend on it where
+// nothing disturbs, but after a flood the node is short of ICMP errors for a
+// while.
+const resend = time.Second
+
 func echo(conn net.Conn, wait time.Duration) error {
-	if err := conn.SetDeadline(time.Now().Add(wait)); err != nil {
+	_, datagrams := conn.(*net.UDPConn)
+	for end := time.Now().Add(wait); ; {
+		deadline := end
+		if again := time.Now().Add(resend); datagrams && again.Before(end) {
+			deadline = again
+		}
+		err := ask(conn, deadline)
+		if !isTimeout(err) || deadline == end {
+			return err
+		}
+	}
+}
+
+// ask sends a few bytes and waits for the same.
+func ask(conn net.Conn, deadline time.Time) error {
+	if err := conn.SetDeadline(deadline); err != nil {
 		return err
 	}
 	if _, err := conn.Write([]byte("ping")); err != nil {

@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"sync"
 
-	"github.com/google/nftables"
+	"github.com/google/nftables/userdata"
 	"golang.org/x/sys/unix"
 )
 
@@ -21,9 +21,8 @@ type rules struct {
 	table  string    // the one they have
 	flags  uint32    // of our tables
 
-	mu   sync.Mutex // one request at a time
-	fd   int
-	read *nftables.Conn // for reading back; kept open as the tracker's socket is
+	mu sync.Mutex // one request at a time
+	fd int
 }
 
 // Table flags, from linux/netfilter/nf_tables.h.
@@ -38,12 +37,9 @@ func openRules(table string) (*rules, error) {
 		return nil, fmt.Errorf("open nftables socket: %w", err)
 	}
 	r := &rules{places: [2]string{table, table + "_2"}, table: table, flags: tableOwned | tablePersist, fd: fd}
-	err = unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
+	err = unix.Bind(fd, kernelSide())
 	if err == nil { // error replies need not repeat the message
 		err = unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_CAP_ACK, 1)
-	}
-	if err == nil {
-		r.read, err = nftables.New(nftables.AsLasting())
 	}
 	if err == nil {
 		err = r.probe()
@@ -54,13 +50,9 @@ func openRules(table string) (*rules, error) {
 	return r, nil
 }
 
-func (r *rules) close() error {
-	err := unix.Close(r.fd)
-	if r.read != nil {
-		err = errors.Join(err, r.read.CloseLasting())
-	}
-	return err
-}
+func (r *rules) close() error { return unix.Close(r.fd) }
+
+func kernelSide() *unix.SockaddrNetlink { return &unix.SockaddrNetlink{Family: unix.AF_NETLINK} }
 
 // probe finds out whether tables can be owned, with one that never comes into
 // being because it goes in the same transaction.
@@ -78,6 +70,9 @@ func (r *rules) probe() error {
 
 // commit makes all changes of a transaction or, on error, none.
 func (r *rules) commit(t *transaction) error {
+	if t.empty() {
+		return nil
+	}
 	batch, err := t.bytes()
 	if err != nil {
 		return err
@@ -88,47 +83,117 @@ func (r *rules) commit(t *transaction) error {
 		return fmt.Errorf("make room for %d bytes of rules: %w", len(batch), err)
 	}
 	// The kernel works while we send: once sending returns, every reply is there.
-	if err := unix.Sendto(r.fd, batch, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+	if err := unix.Sendto(r.fd, batch, 0, kernelSide()); err != nil {
 		return fmt.Errorf("send %d bytes of rules: %w", len(batch), err)
 	}
-	return r.replies(t)
-}
-
-// replies reads what the kernel had to say: one error for each change it
-// refused, or the confirmation of the last.
-func (r *rules) replies(t *transaction) error {
 	var refused error
 	confirmed := false
+	err = r.receive(unix.MSG_DONTWAIT, func(m message) bool {
+		switch errno := m.errno(); {
+		case m.kind != unix.NLMSG_ERROR || m.seq >= len(t.what):
+		case errno == 0:
+			confirmed = true
+		case refused == nil: // the first is the cause of the others
+			refused = fmt.Errorf("%s: %w", t.what[m.seq], errno)
+		}
+		return true
+	})
+	switch {
+	case refused != nil:
+		return refused
+	case !errors.Is(err, unix.EAGAIN):
+		return fmt.Errorf("read the kernel's reply: %w", err)
+	case !confirmed:
+		return errors.New("the kernel did not confirm the rules")
+	}
+	return nil
+}
+
+// message is one that the kernel sent.
+type message struct {
+	kind uint16
+	seq  int
+	body []byte
+}
+
+// errno is the outcome that a message of kind NLMSG_ERROR reports.
+func (m message) errno() unix.Errno {
+	if len(m.body) < 4 {
+		return unix.EBADMSG
+	}
+	return unix.Errno(-int32(binary.NativeEndian.Uint32(m.body)))
+}
+
+// receive hands over messages for as long as more are wanted. It ends with nil
+// when they are not, and with EAGAIN if flags forbid to wait and there is none.
+func (r *rules) receive(flags int, each func(message) (more bool)) error {
 	buf := make([]byte, 64<<10)
+	var lost error
 	for {
-		n, _, err := unix.Recvfrom(r.fd, buf, unix.MSG_DONTWAIT)
+		n, _, err := unix.Recvfrom(r.fd, buf, flags)
 		switch {
 		case errors.Is(err, unix.EINTR):
 			continue
-		case errors.Is(err, unix.EAGAIN) && refused == nil && !confirmed:
-			return errors.New("the kernel did not confirm the rules")
-		case errors.Is(err, unix.EAGAIN):
-			return refused
-		case errors.Is(err, unix.ENOBUFS): // more errors than fit; read those that did
-			refused = errors.Join(refused, errors.New("replies of the kernel were lost"))
+		case errors.Is(err, unix.ENOBUFS): // more than fit; the others are still to be read
+			lost = err
 			continue
+		case err != nil && lost != nil:
+			return lost
 		case err != nil:
-			return errors.Join(refused, fmt.Errorf("read the kernel's reply: %w", err))
+			return err
 		}
-		for msg := buf[:n]; len(msg) >= headerLen+4; {
-			length := int(binary.NativeEndian.Uint32(msg))
-			kind, seq := binary.NativeEndian.Uint16(msg[4:]), int(binary.NativeEndian.Uint32(msg[8:]))
-			errno := unix.Errno(-int32(binary.NativeEndian.Uint32(msg[headerLen:])))
-			switch {
-			case kind != unix.NLMSG_ERROR || seq >= len(t.what):
-			case errno != 0 && refused == nil: // the first is the cause of the others
-				refused = fmt.Errorf("%s: %w", t.what[seq], errno)
-			case errno == 0:
-				confirmed = true
+		for b := buf[:n]; len(b) >= headerLen; {
+			length := int(binary.NativeEndian.Uint32(b))
+			if length < headerLen || length > len(b) {
+				return unix.EBADMSG
 			}
-			msg = msg[min(nlAlign(length), len(msg)):]
+			m := message{
+				kind: binary.NativeEndian.Uint16(b[4:]),
+				seq:  int(binary.NativeEndian.Uint32(b[8:])),
+				body: b[headerLen:length],
+			}
+			if !each(m) {
+				return nil
+			}
+			b = b[min(aligned(length), len(b)):]
 		}
 	}
 }
 
-func nlAlign(n int) int { return max((n+unix.NLMSG_ALIGNTO-1)&^(unix.NLMSG_ALIGNTO-1), headerLen) }
+// comments reads the comment of each rule of a chain.
+func (r *rules) comments(family byte, table, chain string) ([]string, error) {
+	a := str(nil, unix.NFTA_RULE_TABLE, table)
+	a = str(a, unix.NFTA_RULE_CHAIN, chain)
+	request := appendMessage(nil, unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETRULE, unix.NLM_F_DUMP, 0, family, 0, a)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := unix.Sendto(r.fd, request, 0, kernelSide()); err != nil {
+		return nil, fmt.Errorf("ask for rules: %w", err)
+	}
+	var found []string
+	var refused error
+	err := r.receive(0, func(m message) bool {
+		switch m.kind {
+		case unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_NEWRULE:
+			found = append(found, ruleComment(m.body))
+			return true
+		case unix.NLMSG_ERROR:
+			refused = m.errno()
+		}
+		return false // an error, or the end of the list
+	})
+	if err := errors.Join(refused, err); err != nil {
+		return nil, fmt.Errorf("read rules: %w", err)
+	}
+	return found, nil
+}
+
+func ruleComment(body []byte) string {
+	for kind, value := range attrs(body[min(genmsgLen, len(body)):]) {
+		if kind == unix.NFTA_RULE_USERDATA {
+			comment, _ := userdata.GetString(value, userdata.TypeComment)
+			return comment
+		}
+	}
+	return ""
+}

@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 )
@@ -22,3 +23,13 @@ type Slot struct {
 	// other by permanent neighbour entries: no ARP, no neighbour discovery.
 	MAC, GatewayMAC net.HardwareAddr
 }
+
+// Errors that callers branch on.
+var (
+	// ErrNoSlot: all slots of the address range are in use.
+	ErrNoSlot = errors.New("no free network slot")
+	// ErrUnknownSlot: there is no such slot, or not all of it.
+	ErrUnknownSlot = errors.New("no such network slot")
+	// ErrInUse: another moat owns this network namespace.
+	ErrInUse = errors.New("another moat runs in this network namespace")
+)

@@ -34,8 +34,7 @@ func setSysctl(name, value string) error {
 	return nil
 }
 
-// prepareHost makes the node forward packets of both families and answer
-// refused ones without delay.
+// prepareHost makes the node forward packets of both families.
 func prepareHost() error {
 	if _, err := os.Stat(filepath.Join(sysctlRoot, "ipv6")); errors.Is(err, fs.ErrNotExist) {
 		return errors.New("the kernel has IPv6 disabled; moat needs it to confine both families alike")
@@ -43,22 +42,20 @@ func prepareHost() error {
 	if err := keepRouterAdvertisements(); err != nil {
 		return err
 	}
-	for _, s := range [][2]string{
-		{"ipv4/ip_forward", "1"},
-		{"ipv6/conf/all/forwarding", "1"},
-		// By default a host is told once a second that it is refused, and waits
-		// for a timeout the other times. The limits below still hold.
-		{"ipv4/icmp_ratelimit", "0"},
-		{"ipv6/icmp/ratelimit", "0"},
-	} {
-		if err := setSysctl(s[0], s[1]); err != nil {
-			return err
-		}
+	if err := setSysctl("ipv4/ip_forward", "1"); err != nil {
+		return err
 	}
-	// All ICMP errors of the node together. By default one sandbox that tries
-	// addresses as fast as it can would use them up for all others.
+	return setSysctl("ipv6/conf/all/forwarding", "1")
+}
+
+// hastenRefusals lets the node tell sandboxes at once that they are refused.
+// By default the kernel sends one ICMP error a second to each host, and one
+// sandbox that tries addresses as fast as it can uses up the errors of all.
+func hastenRefusals() error {
 	return errors.Join(
-		raiseSysctl("ipv4/icmp_msgs_per_sec", 10_000),
+		setSysctl("ipv4/icmp_ratelimit", "0"),
+		setSysctl("ipv6/icmp/ratelimit", "0"),
+		raiseSysctl("ipv4/icmp_msgs_per_sec", 10_000), // all errors of the node together
 		raiseSysctl("ipv4/icmp_msgs_burst", 1_000),
 	)
 }

@@ -1,11 +1,12 @@
 package kernel
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 
 	"github.com/google/nftables"
-	"github.com/google/nftables/userdata"
+	"golang.org/x/sys/unix"
 )
 
 // A packet is judged while rules change, and takes a moment. The kernel
@@ -22,7 +23,7 @@ import (
 
 // found lists our tables that are there, in either of their places.
 func (r *rules) found() ([]*nftables.Table, error) {
-	tables, err := r.read.ListTables()
+	tables, err := (&nftables.Conn{}).ListTables()
 	if err != nil {
 		return nil, fmt.Errorf("list nftables tables: %w", err)
 	}
@@ -39,49 +40,69 @@ func deleteTables(t *transaction, tables []*nftables.Table) {
 // renew puts new rules in the place of all that there are: the new tables come
 // beside the old ones, both judge for a while, then the old ones go.
 func (r *rules) renew(base basePlan, slots []slotPlan) error {
+	place, err := r.freePlace()
+	if err != nil {
+		return err
+	}
 	old, err := r.found()
 	if err != nil {
 		return err
 	}
-	used := func(place string) bool {
-		return slices.ContainsFunc(old, func(t *nftables.Table) bool { return t.Name == place })
-	}
-	free := slices.IndexFunc(r.places[:], func(place string) bool { return !used(place) })
-	if free < 0 {
-		// An earlier process died in between. The rules are whole in both
-		// places, one is enough.
-		free = 0
-		if err := r.clear(r.places[free]); err != nil {
-			return err
-		}
-		if old, err = r.found(); err != nil {
-			return err
-		}
-	}
-	r.table = r.places[free]
-	t := newTransaction()
-	r.lay(t, base)
-	for _, plan := range slots {
-		r.addSets(t, plan)
-		r.add(t, plan)
-	}
-	if err := r.commit(t); err != nil {
+	r.table = place
+	if err := r.layAll(base, slots); err != nil {
 		return err
 	}
-	t = newTransaction()
-	r.arm(t, base)
-	if err := r.commit(t); err != nil {
+	if err := r.arm(base); err != nil {
 		return err
 	}
 	return r.retire(old)
 }
 
+// freePlace finds a place for new tables. Tables are in both places if a
+// process died in the middle of renew; then those that judge nothing go. If
+// both judge, each is whole, and one is enough.
+func (r *rules) freePlace() (string, error) {
+	old, err := r.found()
+	if err != nil {
+		return "", err
+	}
+	for _, place := range r.places {
+		if !slices.ContainsFunc(old, func(t *nftables.Table) bool { return t.Name == place }) {
+			return place, nil
+		}
+	}
+	for _, place := range r.places {
+		judging, err := r.comments(inetFamily, place, hookForward)
+		if err != nil && !errors.Is(err, unix.ENOENT) {
+			return "", err
+		}
+		if len(judging) == 0 {
+			return place, r.clear(place)
+		}
+	}
+	return r.places[0], r.clear(r.places[0])
+}
+
 // retire removes tables. Their hooks go first, so that no packet is still
 // being judged when the maps go that it needs.
 func (r *rules) retire(old []*nftables.Table) error {
+	if len(old) == 0 {
+		return nil
+	}
+	if err := r.disarm(old); err != nil {
+		return err
+	}
+	waitForPackets()
 	t := newTransaction()
-	for _, table := range old {
-		chains, err := r.read.ListChainsOfTableFamily(table.Family)
+	deleteTables(t, old)
+	return r.commit(t)
+}
+
+// disarm takes the rules out of every chain that the kernel runs.
+func (r *rules) disarm(tables []*nftables.Table) error {
+	t := newTransaction()
+	for _, table := range tables {
+		chains, err := (&nftables.Conn{}).ListChainsOfTableFamily(table.Family)
 		if err != nil {
 			return fmt.Errorf("list nftables chains: %w", err)
 		}
@@ -91,12 +112,6 @@ func (r *rules) retire(old []*nftables.Table) error {
 			}
 		}
 	}
-	if err := r.commit(t); err != nil {
-		return err
-	}
-	waitForPackets()
-	t = newTransaction()
-	deleteTables(t, old)
 	return r.commit(t)
 }
 
@@ -112,9 +127,10 @@ func (r *rules) clear(place string) error {
 	return r.commit(t)
 }
 
-// lay adds the tables with what all slots share, still without effect: the
-// chains that the kernel runs have no rules until arm adds them.
-func (r *rules) lay(t *transaction, p basePlan) {
+// layAll adds the tables with what all slots share and what each has, still
+// without effect: the chains that lead to them have no rules until arm adds them.
+func (r *rules) layAll(p basePlan, slots []slotPlan) error {
+	t := newTransaction()
 	t.addTable(inetFamily, r.table, r.flags)
 	t.addTable(netdevFamily, r.table, r.flags)
 	for _, name := range p.maps {
@@ -133,10 +149,16 @@ func (r *rules) lay(t *transaction, p basePlan) {
 			}
 		}
 	}
+	for _, plan := range slots {
+		r.addSets(t, plan)
+		r.add(t, plan)
+	}
+	return r.commit(t)
 }
 
 // arm puts tables that were laid in force.
-func (r *rules) arm(t *transaction, p basePlan) {
+func (r *rules) arm(p basePlan) error {
+	t := newTransaction()
 	for family, chains := range p.chains() {
 		for _, c := range chains {
 			if c.base != nil {
@@ -144,6 +166,7 @@ func (r *rules) arm(t *transaction, p basePlan) {
 			}
 		}
 	}
+	return r.commit(t)
 }
 
 func (p basePlan) chains() map[byte][]chain {
@@ -199,18 +222,15 @@ func (r *rules) remove(t *transaction, p slotPlan, sets []string) {
 
 // confirm reads back that the rules of a plan are the ones in force.
 func (r *rules) confirm(p slotPlan) error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	table := &nftables.Table{Name: r.table, Family: nftables.TableFamilyINet}
-	got, err := r.read.GetRules(table, &nftables.Chain{Name: p.out.name})
+	got, err := r.comments(inetFamily, r.table, p.out.name)
 	if err != nil {
 		return fmt.Errorf("read back the rules: %w", err)
 	}
 	if len(got) != len(p.out.rules) {
 		return fmt.Errorf("read back the rules: the kernel has %d, want %d", len(got), len(p.out.rules))
 	}
-	for _, rule := range got {
-		if comment, _ := userdata.GetString(rule.UserData, userdata.TypeComment); comment != p.digest {
+	for _, comment := range got {
+		if comment != p.digest {
 			return fmt.Errorf("read back the rules: they are of %q, want %q", comment, p.digest)
 		}
 	}

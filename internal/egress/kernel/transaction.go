@@ -53,22 +53,29 @@ func (t *transaction) bytes() ([]byte, error) {
 	return t.buf, t.err
 }
 
-func (t *transaction) frame(kind, flags uint16, family byte, resource uint16, what string, attrs []byte) {
+// empty reports whether there is nothing to change.
+func (t *transaction) empty() bool { return len(t.what) == 1 }
+
+func (t *transaction) frame(kind, flags uint16, family byte, resource uint16, what string, attributes []byte) {
 	t.last = len(t.buf)
-	b := t.buf
-	b = binary.NativeEndian.AppendUint32(b, uint32(headerLen+genmsgLen+len(attrs)))
-	b = binary.NativeEndian.AppendUint16(b, kind)
-	b = binary.NativeEndian.AppendUint16(b, flags|unix.NLM_F_REQUEST)
-	b = binary.NativeEndian.AppendUint32(b, uint32(len(t.what)))
-	b = binary.NativeEndian.AppendUint32(b, 0) // the kernel fills in the port
-	b = append(b, family, unix.NFNETLINK_V0)
-	b = binary.BigEndian.AppendUint16(b, resource)
-	t.buf = append(b, attrs...) // attributes are padded already
+	t.buf = appendMessage(t.buf, kind, flags, uint32(len(t.what)), family, resource, attributes)
 	t.what = append(t.what, what)
 }
 
-func (t *transaction) message(kind, flags uint16, family byte, what string, attrs []byte) {
-	t.frame(unix.NFNL_SUBSYS_NFTABLES<<8|kind, flags, family, 0, what, attrs)
+func (t *transaction) message(kind, flags uint16, family byte, what string, attributes []byte) {
+	t.frame(unix.NFNL_SUBSYS_NFTABLES<<8|kind, flags, family, 0, what, attributes)
+}
+
+// appendMessage appends a request to nfnetlink. Attributes are padded already.
+func appendMessage(b []byte, kind, flags uint16, seq uint32, family byte, resource uint16, attributes []byte) []byte {
+	b = binary.NativeEndian.AppendUint32(b, uint32(headerLen+genmsgLen+len(attributes)))
+	b = binary.NativeEndian.AppendUint16(b, kind)
+	b = binary.NativeEndian.AppendUint16(b, flags|unix.NLM_F_REQUEST)
+	b = binary.NativeEndian.AppendUint32(b, seq)
+	b = binary.NativeEndian.AppendUint32(b, 0) // the kernel fills in the port
+	b = append(b, family, unix.NFNETLINK_V0)
+	b = binary.BigEndian.AppendUint16(b, resource)
+	return append(b, attributes...)
 }
 
 func (t *transaction) addTable(family byte, table string, flags uint32) {

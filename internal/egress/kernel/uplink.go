@@ -96,6 +96,12 @@ func addUplink(uplinks []Uplink, link *netlink.LinkAttrs, family int) []Uplink {
 	return uplinks
 }
 
+// What the interfaces of slots can have: IPv6 needs the smaller, in bytes.
+const (
+	minMTU = 1280
+	maxMTU = 1500
+)
+
 // smallestMTU is what the interfaces of slots are given, so that packets fit
 // every way out.
 func smallestMTU(uplinks []Uplink) int {

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"go4.org/netipx"
@@ -100,6 +101,33 @@ func raise(name string, e end) error {
 		}
 	}
 	return nil
+}
+
+// awaitReady waits until an end passes packets and takes its own. The kernel
+// does the last of both a moment later, in the background, and until then
+// drops silently what it is given: it notices that the link is up, and it learns
+// that an IPv6 address is local.
+func awaitReady(name string, own netip.Addr) error {
+	const patience, pause = 5 * time.Second, 200 * time.Microsecond
+	for deadline := time.Now().Add(patience); ; time.Sleep(pause) {
+		// Asking for the state makes the kernel look (Linux 6.8 and later).
+		link, err := netlink.LinkByName(name)
+		if err != nil {
+			return fmt.Errorf("find %s: %w", name, err)
+		}
+		if link.Attrs().OperState == netlink.OperUp && isLocal(own) {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("%s does not come up: it is %v", name, link.Attrs().OperState)
+		}
+	}
+}
+
+// isLocal reports whether packets to an address are for this namespace.
+func isLocal(a netip.Addr) bool {
+	routes, err := netlink.RouteGet(a.AsSlice())
+	return err == nil && len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL
 }
 
 // flags spare IPv6 addresses the search for duplicates: there is nobody else.
