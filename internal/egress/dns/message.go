@@ -2,6 +2,7 @@ package dns
 
 import (
 	"encoding/binary"
+	"strings"
 
 	wire "github.com/miekg/dns"
 )
@@ -124,7 +125,7 @@ func explain(reply *wire.Msg, code uint16, text string) {
 		return
 	}
 	if len(text) > maxText {
-		text = text[:maxText]
+		text = strings.ToValidUTF8(text[:maxText], "")
 	}
 	opt.Option = append(opt.Option, &wire.EDNS0_EDE{InfoCode: code, ExtraText: text})
 }

@@ -14,7 +14,8 @@ import (
 
 	wire "github.com/miekg/dns"
 
-	"github.com/moat-sandbox/moat/internal/egress")
+	"github.com/moat-sandbox/moat/internal/egress"
+)
 
 const (
 	// idleTimeout bounds the wait for the next query on a TCP connection and
