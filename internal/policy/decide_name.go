@@ -86,6 +86,8 @@ func (p *Policy) others() Decision {
 // nameReason is Reason for a decision about a name.
 func (d Decision) nameReason() string {
 	switch {
+	case d.Rule == RuleName && d.by == byQuery:
+		return "the question is not for a valid name"
 	case d.Rule == RuleName && d.name == Name{}:
 		return "the flow does not say which name it is for"
 	case d.Rule == RuleName:

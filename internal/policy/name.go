@@ -70,7 +70,7 @@ func normalise(s string) (name, reason string) {
 const (
 	reasonNameLength = "longer than 253 characters"
 	reasonIDNA       = "not a valid internationalised name"
-	reasonNumber     = "the last label is a number, and the whole not an IP address"
+	reasonNumber     = "the last label is a number"
 )
 
 // acePrefix begins the labels that stand for others outside of ASCII.

@@ -97,6 +97,15 @@ func (n *Never) Find(a netip.Addr) (Range, bool) {
 	return r, true
 }
 
+// covers reports whether all of a prefix is never reachable, and why its first
+// address is.
+func (n *Never) covers(p netip.Prefix) (Range, bool) {
+	if n == nil || !n.set.ContainsPrefix(p) {
+		return Range{}, false
+	}
+	return n.Find(p.Addr())
+}
+
 // Ranges returns the table as sorted ranges that neither overlap nor touch.
 func (n *Never) Ranges() (v4, v6 []netipx.IPRange) {
 	if n == nil {

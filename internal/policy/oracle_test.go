@@ -1,7 +1,6 @@
 package policy_test
 
 import (
-	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"testing"
@@ -18,6 +17,9 @@ func naive(doc policy.Document, never *policy.Never, a netip.Addr) policy.Verdic
 		for _, entry := range list {
 			if entry == policy.AllTraffic {
 				return true
+			}
+			if isName(entry) {
+				continue
 			}
 			p, err := netip.ParsePrefix(entry)
 			if err != nil {
@@ -123,6 +125,7 @@ func (w world) document() policy.Document {
 	for range w.IntN(6) {
 		doc.DenyOut = append(doc.DenyOut, w.entry())
 	}
+	w.addNames(&doc)
 	return doc
 }
 
@@ -139,9 +142,11 @@ func FuzzDecide(f *testing.F) {
 			t.Fatal(err)
 		}
 		doc := w.document()
-		p, err := policy.Parse(doc, policy.Options{Never: never})
-		if err != nil {
+		p, err := policy.Parse(doc, policy.Options{Never: never, Names: true})
+		if refused := naiveNeedsDenyAll(doc); refused != (err != nil) {
 			t.Fatalf("%+v: %v", doc, err)
+		} else if refused {
+			return
 		}
 		for range 50 {
 			a := w.addr()
@@ -153,80 +158,6 @@ func FuzzDecide(f *testing.F) {
 				t.Errorf("%v under %+v: the ranges say %v, Decide %v", a, doc, ranges, d.Verdict)
 			}
 		}
+		checkNames(t, w, doc, p)
 	})
-}
-
-// FuzzParse: whatever a caller writes is refused with an error about it, or
-// compiles to something that can be asked.
-func FuzzParse(f *testing.F) {
-	for _, s := range []string{"1.1.1.1", "::/0", "0.0.0.0/0", "*.example.com", "fe80::1%1", "::ffff:1.2.3.4/120", "1.1.1.1/-0", " 1.1.1.1", "\x00", "١.١.١.١"} {
-		f.Add(s, s, uint8(1))
-	}
-	f.Fuzz(func(t *testing.T, allow, deny string, verdict uint8) {
-		doc := policy.Document{AllowOut: []string{allow}, DenyOut: []string{deny}, Default: policy.Verdict(verdict)}
-		p, err := policy.Parse(doc, policy.Options{})
-		if err != nil {
-			if p != nil || len(err.Error()) > 1000 {
-				t.Errorf("policy %v with error of %d bytes", p, len(err.Error()))
-			}
-			return
-		}
-		for _, entry := range []string{allow, deny} {
-			if _, err := netip.ParseAddr(entry); err != nil {
-				if _, err := netip.ParsePrefix(entry); err != nil {
-					t.Errorf("accepted %q, which netip does not read", entry)
-				}
-			}
-		}
-		for _, a := range []string{"127.0.0.1", "169.254.169.254", "::1", "fe80::1"} {
-			if p.Decide(policy.Flow{Proto: policy.TCP, Dst: netip.AddrPortFrom(netip.MustParseAddr(a), 80)}).Verdict != policy.Deny {
-				t.Errorf("%+v opens %s", doc, a)
-			}
-		}
-	})
-}
-
-// tenThousand is the largest document that is accepted by default.
-func tenThousand(tb testing.TB) *policy.Policy {
-	w := newWorld(1)
-	doc := policy.Document{Default: policy.Allow}
-	for i := range policy.DefaultMaxEntries {
-		doc.AllowOut = append(doc.AllowOut, fmt.Sprintf("%d.%d.%d.0/24", 20+w.IntN(60), w.IntN(256), i%256))
-		doc.DenyOut = append(doc.DenyOut, fmt.Sprintf("2606:%x:%x::/48", w.IntN(0xffff), i))
-	}
-	p, err := policy.Parse(doc, policy.Options{})
-	if err != nil {
-		tb.Fatal(err)
-	}
-	return p
-}
-
-func BenchmarkDecide(b *testing.B) {
-	p := tenThousand(b)
-	for name, dst := range map[string]string{"v4": "93.184.216.34:443", "v6": "[2606:4700:4700::1111]:443"} {
-		flow := policy.Flow{Proto: policy.TCP, Dst: netip.MustParseAddrPort(dst)}
-		b.Run(name, func(b *testing.B) {
-			b.ReportAllocs()
-			for b.Loop() {
-				p.Decide(flow)
-			}
-		})
-	}
-}
-
-func BenchmarkParse10000(b *testing.B) {
-	b.ReportAllocs()
-	for b.Loop() {
-		tenThousand(b)
-	}
-}
-
-func BenchmarkRanges10000(b *testing.B) {
-	p := tenThousand(b)
-	b.ReportAllocs()
-	for b.Loop() {
-		if _, err := p.Ranges(); err != nil {
-			b.Fatal(err)
-		}
-	}
 }

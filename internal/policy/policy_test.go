@@ -58,6 +58,16 @@ func TestDecideAllocatesNothing(t *testing.T) {
 			t.Errorf("%s: %v allocations", dst, n)
 		}
 	}
+	p = tenThousandEach(t)
+	for what, text := range named {
+		if n := testing.AllocsPerRun(100, func() {
+			name, _ := policy.ParseName(text) // in normal form already
+			p.DecideName(name, policy.TCP, 443)
+			p.DecideQuery(name)
+		}); n != 0 {
+			t.Errorf("%s: %v allocations", what, n)
+		}
+	}
 }
 
 func TestEntryErrors(t *testing.T) {

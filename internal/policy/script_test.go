@@ -47,6 +47,7 @@ type script struct {
 	own      []policy.Range
 	exempt   []netip.Prefix
 	compiled *policy.Policy
+	warnings []policy.Warning // not yet asserted
 	asserted int
 }
 
@@ -73,6 +74,8 @@ func (s *script) line(text string) {
 		s.doc.AllowOut = append(s.doc.AllowOut, fields[1:]...)
 	case "denyOut":
 		s.doc.DenyOut = append(s.doc.DenyOut, fields[1:]...)
+	case "ruled":
+		s.doc.Ruled = append(s.doc.Ruled, fields[1:]...)
 	case "exempt":
 		for _, f := range fields[1:] {
 			s.exempt = append(s.exempt, netip.MustParsePrefix(f))
@@ -86,8 +89,11 @@ func (s *script) line(text string) {
 	}
 }
 
-// expect checks one line "PROTO ADDRESS:PORT => VERDICT: REASON" or
-// "error => TEXT".
+// expect checks one line: "PROTO ADDRESS:PORT => VERDICT: REASON", the same
+// with a name in place of the address, "query NAME => VERDICT: REASON",
+// "name NAME => NORMAL FORM" or its error, "error => TEXT" about the document,
+// and "warning => TEXT" for each of its warnings in order, "none" after the
+// last. A name may be quoted as in Go.
 func (s *script) expect(text string) {
 	s.t.Helper()
 	s.asserted++
@@ -97,23 +103,84 @@ func (s *script) expect(text string) {
 	}
 	want = strings.TrimSpace(want)
 	fields := strings.Fields(left)
-	if fields[0] == "error" {
-		_, err := s.parse()
-		if err == nil || err.Error() != want {
-			s.t.Errorf("%s:%d: error %v, want %s", s.file, s.at, err, want)
+	var got string
+	switch fields[0] {
+	case "error":
+		if _, err := s.parse(); err != nil {
+			got = err.Error()
 		}
-		return
+	case "name":
+		name, err := policy.ParseName(s.unquote(fields[1]))
+		if got = name.String(); err != nil {
+			got = err.Error()
+		}
+	case "warning":
+		got = s.nextWarning()
+	case "query":
+		got = verdict(s.policy().DecideQuery(s.name(fields[1])))
+	default:
+		got = verdict(s.decide(s.proto(fields[0]), fields[1]))
 	}
+	if got != want {
+		s.t.Errorf("%s:%d: %s\n got %s\nwant %s", s.file, s.at, strings.TrimSpace(left), got, want)
+	}
+}
+
+func verdict(d policy.Decision) string { return d.Verdict.String() + ": " + d.Reason() }
+
+func (s *script) decide(proto policy.Proto, dst string) policy.Decision {
+	if addr, err := netip.ParseAddrPort(dst); err == nil {
+		return s.policy().Decide(policy.Flow{Proto: proto, Dst: addr})
+	}
+	colon := strings.LastIndexByte(dst, ':')
+	port, err := strconv.ParseUint(dst[colon+1:], 10, 16)
+	if err != nil {
+		s.fatalf("no port in %q", dst)
+	}
+	return s.policy().DecideName(s.name(dst[:colon]), proto, uint16(port))
+}
+
+// name is the zero name for "-", which stands for a flow without a name, and
+// for what is not a name: that is what those who enforce make of it.
+func (s *script) name(text string) policy.Name {
+	if name, err := policy.ParseName(s.unquote(text)); err == nil && text != "-" {
+		return name
+	}
+	return policy.Name{}
+}
+
+func (s *script) unquote(text string) string {
+	if !strings.HasPrefix(text, `"`) {
+		return text
+	}
+	plain, err := strconv.Unquote(text)
+	if err != nil {
+		s.fatalf("%s: %v", text, err)
+	}
+	return plain
+}
+
+func (s *script) nextWarning() string {
+	s.policy()
+	if len(s.warnings) == 0 {
+		return "none"
+	}
+	next := s.warnings[0]
+	s.warnings = s.warnings[1:]
+	return next.String()
+}
+
+// policy compiles the document when it is first asked.
+func (s *script) policy() *policy.Policy {
+	s.t.Helper()
 	if s.compiled == nil {
 		var err error
 		if s.compiled, err = s.parse(); err != nil {
 			s.fatalf("document is refused: %v", err)
 		}
+		s.warnings = s.compiled.Warnings()
 	}
-	d := s.compiled.Decide(policy.Flow{Proto: s.proto(fields[0]), Dst: netip.MustParseAddrPort(fields[1])})
-	if got := d.Verdict.String() + ": " + d.Reason(); got != want {
-		s.t.Errorf("%s:%d: %s\n got %s\nwant %s", s.file, s.at, strings.TrimSpace(left), got, want)
-	}
+	return s.compiled
 }
 
 func (s *script) parse() (*policy.Policy, error) {
@@ -121,7 +188,7 @@ func (s *script) parse() (*policy.Policy, error) {
 	if err != nil {
 		s.fatalf("never-reachable table: %v", err)
 	}
-	return policy.Parse(s.doc, policy.Options{Never: never})
+	return policy.Parse(s.doc, policy.Options{Never: never, Names: true})
 }
 
 func (s *script) proto(name string) policy.Proto {
