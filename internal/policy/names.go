@@ -1,6 +1,9 @@
 package policy
 
-import "strings"
+import (
+	"iter"
+	"strings"
+)
 
 // pattern is an entry that allows names: one name, or with wild set all names
 // below it, at any depth, but not itself. Below the empty name is every name.
@@ -22,90 +25,78 @@ func parsePattern(entry string) (p pattern, reason string) {
 	return pattern{name: strings.Clone(name), wild: wild, entry: strings.Clone(entry)}, ""
 }
 
-// nameTree holds patterns as a tree of labels, the last label at the root. A
-// question costs one map access per label, however many patterns there are,
-// and ends at the first label that no pattern has.
-type nameTree struct {
+// names are compiled patterns: which entry, as written, stands for a name, and
+// which for all names below one. Of entries that mean the same the first is
+// kept. A question costs one access for the name and one for each of its
+// suffixes, up to the depth of the deepest wildcard, however many patterns
+// there are. The maps grow with the entries and not with their labels, of
+// which a hostile document has a million.
+type names struct {
 	patterns []pattern // in the order of the document
-	nodes    []nameNode
-	edges    map[nameEdge]int // to the index of a node
+	exact    map[string]string
+	below    map[string]string
+	deepest  int // the most labels that a name in below has
 }
 
-type nameEdge struct {
-	parent int
-	label  string
-}
-
-// nameNode holds the first entries, as written, that end here; empty is none.
-type nameNode struct {
-	exact string
-	below string
-}
-
-func newNameTree() *nameTree {
-	return &nameTree{nodes: make([]nameNode, 1), edges: map[nameEdge]int{}}
-}
-
-func (t *nameTree) Insert(p pattern) {
-	t.patterns = append(t.patterns, p)
-	at := 0
-	for rest, label := p.name, ""; rest != ""; {
-		rest, label = cutLast(rest)
-		next, ok := t.edges[nameEdge{at, label}]
-		if !ok {
-			next = len(t.nodes)
-			t.nodes = append(t.nodes, nameNode{})
-			t.edges[nameEdge{at, label}] = next
-		}
-		at = next
-	}
-	slot := &t.nodes[at].exact
+func (n *names) Insert(p pattern) {
+	n.patterns = append(n.patterns, p)
+	entries := &n.exact
 	if p.wild {
-		slot = &t.nodes[at].below
+		entries = &n.below
+		n.deepest = max(n.deepest, labels(p.name))
 	}
-	if *slot == "" {
-		*slot = p.entry
+	if *entries == nil {
+		*entries = map[string]string{}
+	}
+	if _, taken := (*entries)[p.name]; !taken {
+		(*entries)[p.name] = p.entry
 	}
 }
 
 // Lookup returns the most specific entry that covers a name.
-func (t *nameTree) Lookup(name string) (entry string, ok bool) {
-	at, best := 0, ""
-	for rest, label := name, ""; rest != ""; {
-		if below := t.nodes[at].below; below != "" {
-			best = below
-		}
-		rest, label = cutLast(rest)
-		next, ok := t.edges[nameEdge{at, label}]
-		if !ok {
-			return best, best != ""
-		}
-		at = next
+func (n *names) Lookup(name string) (entry string, ok bool) {
+	if entry, ok = n.exact[name]; ok {
+		return entry, true
 	}
-	if exact := t.nodes[at].exact; name != "" && exact != "" {
-		return exact, true
+	for suffix := range n.suffixes(name) {
+		if found, covered := n.below[suffix]; covered {
+			entry, ok = found, true
+		}
 	}
-	return best, best != ""
+	return entry, ok
 }
 
-// Broader returns another entry that covers everything a pattern does.
-func (t *nameTree) Broader(p pattern) (entry string, ok bool) {
-	at := 0
-	for rest, label := p.name, ""; rest != ""; {
-		if below := t.nodes[at].below; below != "" {
-			return below, true
+// Broader returns another entry that covers everything a pattern does, the
+// broadest there is.
+func (n *names) Broader(p pattern) (entry string, ok bool) {
+	for suffix := range n.suffixes(p.name) {
+		if entry, ok = n.below[suffix]; ok {
+			return entry, true
 		}
-		rest, label = cutLast(rest)
-		at = t.edges[nameEdge{at, label}]
 	}
 	return "", false
 }
 
-// cutLast takes the last label off a name.
-func cutLast(name string) (rest, label string) {
-	dot := strings.LastIndexByte(name, '.')
-	if dot < 0 {
-		return "", name
+// suffixes yields what a name is below, from the empty name on: for a.b.c the
+// suffixes "", "c" and "b.c", as far as there are wildcards of that depth.
+func (n *names) suffixes(name string) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		dot := len(name)
+		suffix := ""
+		for range n.deepest + 1 {
+			if dot < 0 || name == "" || !yield(suffix) {
+				return
+			}
+			dot = strings.LastIndexByte(name[:dot], '.')
+			suffix = name[dot+1:]
+		}
 	}
-	return name[:dot], name[dot+1:]
+}
+
+// labels counts the labels of a name; the empty one has none.
+func labels(name string) int {
+	if name == "" {
+		return 0
+	}
+	return strings.Count(name, ".") + 1
 }

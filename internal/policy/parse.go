@@ -74,7 +74,7 @@ func Parse(doc Document, opts Options) (*Policy, error) {
 	if doc.Default != Allow && doc.Default != Deny {
 		return nil, &EntryError{Field: fieldDefault, Reason: fmt.Sprintf("unknown verdict %d", uint8(doc.Default))}
 	}
-	p := &Policy{never: never, allow: new(list), deny: new(list), names: newNameTree(), verdict: doc.Default}
+	p := &Policy{never: never, allow: new(list), deny: new(list), names: new(names), verdict: doc.Default}
 	if err := parseList(fieldAllow, doc.AllowOut, limit, func(entry string) string {
 		return p.addAllowed(entry, opts.Names)
 	}); err != nil {
@@ -120,7 +120,7 @@ func parseList(field string, entries []string, limit int, add func(entry string)
 }
 
 // addAllowed compiles one entry of allowOut.
-func (p *Policy) addAllowed(entry string, names bool) (reason string) {
+func (p *Policy) addAllowed(entry string, accepted bool) (reason string) {
 	prefix, reason := parsePrefix(entry)
 	if reason == "" {
 		insert(p.allow, prefix, entry)
@@ -132,9 +132,9 @@ func (p *Policy) addAllowed(entry string, names bool) (reason string) {
 	}
 	pattern, wrong := parsePattern(entry)
 	switch {
-	case !names && wrong == "":
+	case !accepted && wrong == "":
 		return reasonDomains
-	case !names:
+	case !accepted:
 		return reasonSyntax
 	case wrong != "":
 		return "not an IP address, CIDR or domain name: " + wrong

@@ -47,8 +47,8 @@ type Flow struct {
 type Policy struct {
 	never       *Never
 	allow, deny *list
-	names       *nameTree // the names in allowOut; never nil
-	verdict     Verdict   // for what no list names
+	names       *names  // the names in allowOut; never nil
+	verdict     Verdict // for what no list names
 }
 
 // Rule is the part of a policy that decided.

@@ -8,7 +8,7 @@ import (
 	"github.com/moat-sandbox/moat/internal/policy"
 )
 
-func BenchmarkCreateDestroy(b *testing.B) {
+func BenchmarkCreate(b *testing.B) {
 	n := open(b)
 	for b.Loop() {
 		s, err := n.Create(context.Background())

@@ -40,6 +40,12 @@ func raiseHost(s Slot) error {
 	if err := quietIPv6(s.HostIf); err != nil {
 		return err
 	}
+	// Usually so already, but a machine may have other defaults for new interfaces.
+	for _, setting := range []string{"ipv4/conf/", "ipv6/conf/"} {
+		if err := setSysctl(setting+s.HostIf+"/forwarding", "1"); err != nil {
+			return err
+		}
+	}
 	return raise(s.HostIf, end{addr4: s.Gateway4, addr6: s.Gateway6, peer4: s.IP4, peer6: s.IP6, peerMAC: s.MAC})
 }
 
@@ -119,7 +125,7 @@ func awaitReady(name string, own netip.Addr) error {
 			return nil
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("%s does not come up: it is %v", name, link.Attrs().OperState)
+			return fmt.Errorf("%s is not ready: it is %v, %v is local: %v", name, link.Attrs().OperState, own, isLocal(own))
 		}
 	}
 }

@@ -1,0 +1,158 @@
+// Package proxy judges the connections of sandboxes that have a policy with
+// names. The kernel sends it those to TCP ports 80 and 443 whose address alone
+// allows nothing, by rewriting their destination.
+//
+// The name is in the first bytes that the sandbox sends: in the TLS
+// ClientHello on port 443, in every HTTP request on port 80. A connection
+// whose name is allowed is made anew, by name, with addresses that the node
+// has looked up; the address that the sandbox chose is never dialled then. A
+// connection without a usable name is judged by that address, as any other.
+// What is refused is told why, as far as its protocol can carry it.
+//
+// Every connection is known from accept to its end. When the policy of its
+// sandbox changes, those that the new one denies are reset, in the middle of
+// whatever they do.
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/moat-sandbox/moat/internal/audit"
+	"github.com/moat-sandbox/moat/internal/egress"
+)
+
+// The ports on which names are looked for.
+const (
+	portHTTP = 80
+	portTLS  = 443
+)
+
+// Dialer makes connections to the internet. It never connects to an address
+// that is not to be reached, whatever a name resolves to; the error is an
+// *egress.ForbiddenError then. Connections are *net.TCPConn.
+type Dialer interface {
+	DialName(ctx context.Context, name string, port uint16) (net.Conn, error)
+	DialAddr(ctx context.Context, addr netip.AddrPort) (net.Conn, error)
+}
+
+// Sink is where records go. It does not wait.
+type Sink interface {
+	Append(audit.Record)
+}
+
+// What one sandbox may have open when Limits say nothing.
+const (
+	DefaultConnections = 2048
+	DefaultUndecided   = 256
+	DefaultPeek        = 10 * time.Second
+)
+
+// Limits bound what one sandbox can take from the others. They count from
+// accept on.
+type Limits struct {
+	// Connections is how many a sandbox may have open; 0 means
+	// DefaultConnections. Each takes up to six file descriptors.
+	Connections int
+	// Undecided is how many of them may not have said yet where they want to
+	// go; 0 means DefaultUndecided.
+	Undecided int
+	// Peek is how long they may take to say it; 0 means DefaultPeek.
+	Peek time.Duration
+}
+
+// Config is what a Proxy is made of.
+type Config struct {
+	// Tenants knows the sandboxes and their policies.
+	Tenants egress.Tenants
+	Dialer  Dialer
+	Audit   Sink
+	Limits  Limits
+	// Original tells where a connection was going before the kernel turned it
+	// to the proxy. Nil asks the kernel.
+	Original func(*net.TCPConn) (netip.AddrPort, error)
+	Logger   *slog.Logger
+}
+
+// Proxy judges and forwards connections. It implements egress.Flows.
+type Proxy struct {
+	tenants  egress.Tenants
+	dialer   Dialer
+	audit    Sink
+	limits   Limits
+	original func(*net.TCPConn) (netip.AddrPort, error)
+	log      *slog.Logger
+
+	boxes registry
+	flows sync.WaitGroup // one for each flow
+	peeks sync.Pool      // of *[peekSize]byte
+	pages sync.Pool      // of *[pageSize]byte
+}
+
+var _ egress.Flows = (*Proxy)(nil)
+
+// New checks the configuration.
+func New(cfg Config) (*Proxy, error) {
+	switch {
+	case cfg.Tenants == nil:
+		return nil, errors.New("proxy: no tenants given")
+	case cfg.Dialer == nil:
+		return nil, errors.New("proxy: no dialler given")
+	case cfg.Audit == nil:
+		return nil, errors.New("proxy: no sink for records given")
+	case cfg.Logger == nil:
+		return nil, errors.New("proxy: no logger given")
+	case cfg.Limits.Connections < 0 || cfg.Limits.Undecided < 0 || cfg.Limits.Peek < 0:
+		return nil, fmt.Errorf("proxy: a limit is negative: %+v", cfg.Limits)
+	}
+	limits := cfg.Limits
+	if limits.Connections == 0 {
+		limits.Connections = DefaultConnections
+	}
+	if limits.Undecided == 0 {
+		limits.Undecided = DefaultUndecided
+	}
+	if limits.Peek == 0 {
+		limits.Peek = DefaultPeek
+	}
+	original := cfg.Original
+	if original == nil {
+		original = kernelDestination
+	}
+	return &Proxy{
+		tenants:  cfg.Tenants,
+		dialer:   cfg.Dialer,
+		audit:    cfg.Audit,
+		limits:   limits,
+		original: original,
+		log:      cfg.Logger,
+		boxes:    registry{boxes: make(map[string]*box)},
+	}, nil
+}
+
+// Reevaluate implements egress.Flows.
+func (p *Proxy) Reevaluate(sandbox string, next egress.Tenant) (cut int) {
+	b := p.boxes.find(sandbox)
+	if b == nil {
+		return 0
+	}
+	defer p.boxes.release(b)
+	return b.reevaluate(next)
+}
+
+// Forget resets every connection of a sandbox that has ended, and returns how
+// many there were. Tenants must not know the sandbox any more.
+func (p *Proxy) Forget(sandbox string) (cut int) {
+	b := p.boxes.find(sandbox)
+	if b == nil {
+		return 0
+	}
+	defer p.boxes.release(b)
+	return b.close()
+}

@@ -1,0 +1,113 @@
+package proxy
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/moat-sandbox/moat/internal/audit"
+	"github.com/moat-sandbox/moat/internal/egress/proxy/hello"
+)
+
+// peekSize is what the first bytes of most connections fit into.
+const peekSize = 4 << 10
+
+// opening is what a client has sent before its flow was judged.
+type opening struct {
+	bytes []byte
+	name  string // in canonical form; empty if there is no usable one
+	why   string // what is wrong with it then
+	tls   bool   // it begins as TLS does
+}
+
+// serveTLS judges a connection by the name in its ClientHello. What comes
+// after that is encrypted and passes unseen.
+func (f *flow) serveTLS() {
+	lent, ok := f.proxy.peeks.Get().(*[peekSize]byte)
+	if !ok {
+		lent = new([peekSize]byte)
+	}
+	defer f.proxy.peeks.Put(lent)
+	o := f.peekHello(lent[:0])
+	v := f.judge(o.name, o.why)
+	if !v.allow {
+		f.refuseTLS(v, o.tls)
+		return
+	}
+	f.forward(v, o.bytes, audit.TLS)
+}
+
+// peekHello reads until the name is known, or cannot become so.
+func (f *flow) peekHello(buf []byte) opening {
+	var r hello.Reader
+	var failed error
+	for done := false; !done && failed == nil; {
+		if len(buf) == cap(buf) {
+			buf = append(buf, 0)[:len(buf)]
+		}
+		var n int
+		n, failed = f.client.Read(buf[len(buf):cap(buf)])
+		done = r.Write(buf[len(buf) : len(buf)+n])
+		buf = buf[:len(buf)+n]
+	}
+	o := opening{bytes: buf, tls: r.IsTLS()}
+	name, err := r.Name()
+	if err == nil {
+		if o.name, err = parseName(name); err != nil {
+			err = fmt.Errorf("the server name %.100q is not valid: %w", name, err)
+		}
+	}
+	switch {
+	case err == nil:
+	case failed != nil && isTimeout(failed):
+		o.why = fmt.Sprintf("no complete TLS ClientHello came within %v", f.proxy.limits.Peek)
+	case failed != nil && len(buf) == 0:
+		o.why = "the connection ended before anything was sent"
+	default:
+		o.why = err.Error()
+	}
+	return o
+}
+
+// isTimeout reports whether a deadline has passed.
+func isTimeout(err error) bool {
+	var slow interface{ Timeout() bool }
+	return errors.As(err, &slow) && slow.Timeout()
+}
+
+// accessDenied is a fatal alert (RFC 8446, section 6.2) in a record of its own.
+var accessDenied = []byte{21, 3, 3, 0, 2, 2, 49}
+
+// refuseTLS tells a client that it is not let through.
+func (f *flow) refuseTLS(v verdict, isTLS bool) {
+	if !isTLS {
+		f.refuseRaw(v)
+		return
+	}
+	f.record(v, audit.Record{Protocol: audit.TLS})
+	_, _ = f.client.Write(accessDenied) // who does not read it learns by the end
+	linger(f.client)
+}
+
+// refuseRaw resets a connection of no known protocol.
+func (f *flow) refuseRaw(v verdict) {
+	f.record(v, audit.Record{Protocol: audit.TCP})
+	reset(f.client)
+}
+
+// forward connects to where a flow may go and copies until it ends.
+func (f *flow) forward(v verdict, peeked []byte, protocol audit.Protocol) {
+	_ = f.client.SetReadDeadline(noDeadline)
+	up, err := f.dial(v.to)
+	if err != nil {
+		f.failTLS(v, err, protocol)
+		return
+	}
+	defer up.Close()
+	up.use()
+	t, err := relay(f.client, up.TCPConn, peeked)
+	if err != nil {
+		v.reason += "; the connection broke off"
+	}
+	v.overrule(f.finish())
+	f.record(v, audit.Record{Protocol: protocol, Dst: up.remote, BytesUp: uint64(t.up), BytesDown: uint64(t.down)})
+}
