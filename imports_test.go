@@ -39,6 +39,8 @@ stores are leaves:   internal/store/... -> internal/store internal/policy intern
 kernel:              internal/egress/kernel -> internal/policy
 egress contract:     internal/egress -> internal/policy
 names and dialling:  internal/egress/dns internal/egress/dial -> internal/egress internal/policy
+audit:               internal/audit -> internal/policy
+proxy:               internal/egress/proxy/... -> internal/egress/proxy/... internal/egress internal/audit internal/policy
 drivers are leaves:  internal/sandbox/gvisor internal/sandbox/namespaces -> internal/sandbox
 templates:           internal/template/... -> internal/template/... internal/sandbox internal/store
 guest daemon:        internal/guest/... -> internal/guest/... api/...
@@ -51,7 +53,6 @@ wiring:              internal/app -> internal/... api
 
 laboratory:          internal/lab ->
 end-to-end tests:    test/... -> test/... internal/lab api/... client
-benchmarks:          bench/... -> test/harness internal/... api/... client
 `
 
 // dependencyRules keep what is specific to one technology in one place:
