@@ -26,6 +26,8 @@ func TestAnonymous(t *testing.T) {
 		"from a web page":          {"", http.Header{"Origin": {"http://evil.test"}}, 401},
 		"from a sandboxed page":    {"", http.Header{"Origin": {"null"}}, 401},
 		"from an empty origin":     {"", http.Header{"Origin": {""}}, 401},
+		"from a sandbox's page":    {"", http.Header{"Sec-Fetch-Site": {"same-origin"}}, 401},
+		"node's fetch":             {"", http.Header{"Sec-Fetch-Mode": {"cors"}}, 200},
 		"page with a key":          {"", http.Header{"Origin": {"http://app.test"}, "X-Api-Key": {keyA}}, 200},
 		"localhost":                {"localhost:6628", nil, 200},
 		"below localhost":          {"api.LOCALHOST", nil, 200},

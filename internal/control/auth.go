@@ -43,15 +43,16 @@ func (a *API) authenticate(r *http.Request) (team string, err error) {
 // anonymous finds the team of a request without a key, where the operator lets
 // there be one.
 //
-// Such a request could also come from a web page that somebody's browser shows:
-// to it, a server on the loopback address is near. Browsers add the page's
-// origin to whatever changes something or lets the page read the answer, unless
-// the page's own domain was made to lead here; but then that is the host.
+// Such a request could also come from a web page that somebody's browser shows,
+// perhaps a sandbox's: to it, a server on the loopback address is near. Browsers
+// add the page's origin to whatever changes something or lets another page read
+// the answer, and say what site asks; unless the page's own domain was made to
+// lead here, but then that is the host.
 func (a *API) anonymous(r *http.Request) (team string, err error) {
 	switch {
 	case a.Anonymous == "":
 		return "", unauthorized("API key is missing: send it in the X-API-Key header")
-	case len(r.Header.Values("Origin")) > 0:
+	case len(r.Header.Values("Origin"))+len(r.Header.Values("Sec-Fetch-Site")) > 0:
 		return "", unauthorized("API key is missing: web pages need one")
 	case !a.isOwnHost(r.Host):
 		return "", unauthorized("API key is missing: without one this server must be called by its address, localhost or its own domain")

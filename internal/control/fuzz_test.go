@@ -97,6 +97,25 @@ func asAny(list []string) (all []any) {
 	return all
 }
 
+// FuzzMask: what is accepted is a host and no more, with every port in it.
+func FuzzMask(f *testing.F) {
+	for _, mask := range []string{"localhost:${PORT}", "[::1]:${PORT}", "${PORT}.app.test:80", "b\u00fccher.test", "http://x", "x:${PORT}0", "a b"} {
+		f.Add(mask)
+	}
+	f.Fuzz(func(t *testing.T, mask string) {
+		if checkMask(mask) != nil {
+			return
+		}
+		for _, port := range []string{"1", "65535"} {
+			host := strings.ReplaceAll(mask, "${PORT}", port)
+			u, err := url.Parse("http://" + host + "/path")
+			if err != nil || u.Host != host || u.Path != "/path" || u.Hostname() == "" || strings.ContainsFunc(host, func(r rune) bool { return r <= ' ' || r >= 0x7f }) {
+				t.Fatalf("%q with port %s is %+v, %v", mask, port, u, err)
+			}
+		}
+	})
+}
+
 // FuzzNextToken: a token is either refused or exactly what String makes.
 func FuzzNextToken(f *testing.F) {
 	f.Add(cursor{micros: 1795255200123456, id: "iabc"}.String())
