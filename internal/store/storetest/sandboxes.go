@@ -34,12 +34,12 @@ func fullSandbox(id, team string) store.Sandbox {
 		},
 		InternetAccess: &off,
 		Generation:     7,
-		Ingress:        sandbox.Ingress{
+		Ingress: sandbox.Ingress{
 			Public: true, AllowPublicTraffic: &off, Ports: map[uint16]bool{80: false, 65535: true},
 			MaskHost: "localhost:${PORT}", HTTPSPorts: []uint16{443},
 		},
-		TrafficNonce:   "n1",
-		Runtime:        "gvisor", Box: "b1", Slot: 3,
+		TrafficNonce: "n1",
+		Runtime:      "gvisor", Box: "b1", Slot: 3,
 	}
 }
 
