@@ -105,7 +105,7 @@ func tokenMissing(addr address) *failure {
 	return forbidden(addr, codeTokenMissing,
 		"Sandbox is secured with traffic access token. Token header 'e2b-traffic-access-token' is missing",
 		"Missing Traffic Access Token",
-		"In a browser this sandbox opens by a link, which whoever created it can make.")
+		"To open it in a browser, ask whoever created the sandbox for a link.")
 }
 
 func tokenInvalid(addr address, header string) *failure {
@@ -133,7 +133,7 @@ func crossSite(addr address) *failure {
 	return forbidden(addr, "cross_site",
 		"The request was made by a page of another host",
 		"Cross-Site Request Refused",
-		"Who came by a link can be used by pages of this very host only. Programs send the token instead.")
+		"A visit by link is for the pages of this very host alone. Programs send the token instead.")
 }
 
 func tooMany(addr address, limit int) *failure {
