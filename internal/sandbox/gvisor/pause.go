@@ -1,9 +1,6 @@
 package gvisor
 
 import (
-	"bytes"
-	"debug/elf"
-	"encoding/binary"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -15,39 +12,15 @@ import (
 // second time as "guest", so that Probe can start the image as a template too.
 const pauseProgram = "/pause"
 
-// pauseLoad is where the pause program is mapped. The file is one segment that
-// begins with the ELF header, so the code follows the two headers.
-const pauseLoad = 0x400000
-
-// pauseELF returns a static executable without any library or runtime, which
-// keeps a prepared box as small as it can be. It does three things:
+// pauseProgramELF is what a prepared box runs:
 //
-//	n := read(0, buf, 64)          // blocks until the box is started
-//	if n > 0 {
-//		r := sethostname(buf, n)   // the sandbox has one UTS namespace
-//		write(1, &r, 1)            // 0 on success
+//	n = read(0, buf, 64);              // blocks until the box is started
+//	if (n > 0) {
+//		r = sethostname(buf, n);       // all of a box has one host name
+//		write(1, &r, 1);               // 0 on success
 //	}
-//	for { pause() }
-//
-// It is padded to a whole page: EROFS writers put smaller files next to their
-// inode, and gVisor cannot map such files.
-func pauseELF() []byte {
-	const ehsize, phsize, page = 64, 56, 4096
-	var b bytes.Buffer
-	put := func(v any) { _ = binary.Write(&b, binary.LittleEndian, v) } // a bytes.Buffer does not fail
-	put(elf.Header64{
-		Ident: [elf.EI_NIDENT]byte{0x7f, 'E', 'L', 'F', byte(elf.ELFCLASS64), byte(elf.ELFDATA2LSB), byte(elf.EV_CURRENT)},
-		Type:  uint16(elf.ET_EXEC), Machine: uint16(pauseMachine), Version: uint32(elf.EV_CURRENT),
-		Entry: pauseLoad + ehsize + phsize, Phoff: ehsize,
-		Ehsize: ehsize, Phentsize: phsize, Phnum: 1, Shentsize: 64,
-	})
-	put(elf.Prog64{
-		Type: uint32(elf.PT_LOAD), Flags: uint32(elf.PF_R | elf.PF_X),
-		Vaddr: pauseLoad, Paddr: pauseLoad, Filesz: page, Memsz: page, Align: page,
-	})
-	b.Write(pauseCode)
-	return append(b.Bytes(), make([]byte, page-b.Len())...)
-}
+//	for (;;) pause();
+func pauseProgramELF() []byte { return program(pauseCode) }
 
 // writePauseImage writes the root filesystem of prepared boxes: the pause
 // program and the directories that a read-only root must offer as mount points.
@@ -83,7 +56,7 @@ func fillPauseImage(f *os.File) error {
 		if err != nil {
 			return err
 		}
-		if _, err := out.Write(pauseELF()); err != nil {
+		if _, err := out.Write(pauseProgramELF()); err != nil {
 			return err
 		}
 		if err := out.Chmod(0o755); err != nil {

@@ -3,7 +3,6 @@ package gvisor
 import (
 	"encoding/json"
 	"fmt"
-	"os"
 
 	_ "unsafe" // for go:linkname
 
@@ -37,19 +36,18 @@ type compiledFilters struct {
 
 // registerSeccomp hands gVisor the compiled filters of this architecture, if
 // there are any. It runs in gVisor's processes only.
-func registerSeccomp() {
+func registerSeccomp() error {
 	if len(seccompPrograms) == 0 {
-		return
+		return nil
 	}
 	var c compiledFilters
 	if err := json.Unmarshal(seccompPrograms, &c); err != nil {
-		// The file is part of the binary: without it nothing is weaker, only slower.
-		fmt.Fprintf(os.Stderr, "decode seccomp programs: %v\n", err)
-		return
+		return fmt.Errorf("decode seccomp programs: %w", err)
 	}
 	// Listing makes the maps, once, before anything is put into them.
 	sentryfilter.ListPrecompiled()
 	goferfilter.ListPrecompiled()
 	sentryPrograms[c.Sentry.Name] = c.Sentry
 	goferPrograms[c.Gofer.Name] = c.Gofer
+	return nil
 }

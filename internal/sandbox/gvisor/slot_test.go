@@ -40,13 +40,19 @@ func newSlot(t testing.TB) *slot {
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(func() { f.Close() })
 		*ns = f
+		t.Cleanup(func() { f.Close() })
 	}
 	if err := s.wire(); err != nil {
 		t.Fatal(err)
 	}
 	return s
+}
+
+// close removes the slot before the test ends.
+func (s *slot) close() {
+	s.box.Close()
+	s.peer.Close()
 }
 
 // path is the box's namespace, as seen by this process.

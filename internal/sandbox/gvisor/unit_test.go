@@ -82,7 +82,7 @@ func TestFixedFile(t *testing.T) {
 
 // TestPauseImage: the program must be a page, or gVisor cannot map it.
 func TestPauseImage(t *testing.T) {
-	if n := len(pauseELF()); n != 4096 {
+	if n := len(pauseProgramELF()); n != 4096 {
 		t.Errorf("the pause program has %d bytes", n)
 	}
 	dir := t.TempDir()
