@@ -11,7 +11,7 @@ import (
 type Limits struct {
 	// PerSecond and Burst bound the rate of queries; 100 and 200.
 	PerSecond, Burst int
-	// Concurrent bounds the queries that wait for an answer; 64.
+	// Concurrent bounds the queries that wait for an answer; 128.
 	Concurrent int
 	// Connections bounds the open TCP connections; 16.
 	Connections int
@@ -21,7 +21,7 @@ func (l Limits) withDefaults() Limits {
 	for _, f := range []struct {
 		value  *int
 		normal int
-	}{{&l.PerSecond, 100}, {&l.Burst, 200}, {&l.Concurrent, 64}, {&l.Connections, 16}} {
+	}{{&l.PerSecond, 100}, {&l.Burst, 200}, {&l.Concurrent, 128}, {&l.Connections, 16}} {
 		if *f.value == 0 {
 			*f.value = f.normal
 		}
@@ -96,8 +96,8 @@ const (
 	admitted
 )
 
-// admit decides whether there is room for one more query. One that is admitted
-// must be released.
+// admit decides whether there is room for one more query. The admission must be
+// released when the query is answered.
 func (c *client) admit(now time.Time) admission {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -111,10 +111,12 @@ func (c *client) admit(now time.Time) admission {
 	return dropped
 }
 
-func (c *client) release() {
+func (c *client) release(a admission) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.waiting--
+	if a == admitted {
+		c.waiting--
+	}
 }
 
 // connect counts a TCP connection, which must be disconnected, or says that

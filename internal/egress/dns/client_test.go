@@ -87,8 +87,8 @@ func TestLimitsOfOneClient(t *testing.T) {
 		for range n {
 			a := c.admit(now)
 			got[a]++
-			if a == admitted && release {
-				c.release()
+			if release {
+				c.release(a)
 			}
 		}
 		return got

@@ -42,54 +42,68 @@ type Observer interface {
 
 // exchange is a message of a sandbox on its way to a reply.
 type exchange struct {
-	server  *Server
-	tenant  egress.Tenant
-	client  *client
-	message *message
-	seen    Query
+	server    *Server
+	tenant    egress.Tenant
+	client    *client
+	admission admission
+	message   *message
+	problem   problem
+	seen      Query
 }
 
 // overLimit is the problem with a query that comes too soon.
 var overLimit = problem{wire.RcodeRefused, "too many queries of this sandbox"}
 
-// handle returns the packed reply to a message, nil if there is none. It may
-// be as long as limit, or if that is 0, as the message says.
-func (s *Server) handle(ctx context.Context, t egress.Tenant, c *client, packet []byte, limit int) []byte {
-	e, problem := s.open(t, c, packet)
-	switch {
-	case e == nil:
-		return nil
-	case problem.why != "":
-		return e.finish(e.refuse(problem), limit)
-	}
-	return e.finish(e.answer(ctx), limit)
-}
-
-// turnAway is handle for a message that is over a limit.
-func (s *Server) turnAway(t egress.Tenant, c *client, packet []byte, limit int) []byte {
-	e, _ := s.open(t, c, packet)
-	if e == nil {
+// admit reads a message if the sandbox may send one more. It returns nil if
+// there must be no reply; otherwise the exchange must be finished.
+func (s *Server) admit(t egress.Tenant, c *client, packet []byte) *exchange {
+	began := time.Now()
+	admission := c.admit(began)
+	if admission == dropped {
 		return nil
 	}
-	return e.finish(e.refuse(overLimit), limit)
-}
-
-func (s *Server) open(t egress.Tenant, c *client, packet []byte) (*exchange, problem) {
 	m, problem := parseMessage(packet)
 	if m == nil {
-		return nil, problem
+		c.release(admission)
+		return nil
 	}
-	e := &exchange{server: s, tenant: t, client: c, message: m}
-	e.seen = Query{Sandbox: t.Sandbox, Generation: t.Generation, Rule: RuleQuery, Began: time.Now()}
+	if admission == refused {
+		problem = overLimit
+	}
+	e := &exchange{server: s, tenant: t, client: c, admission: admission, message: m, problem: problem}
+	e.seen = Query{Sandbox: t.Sandbox, Generation: t.Generation, Rule: RuleQuery, Began: began}
 	if len(m.question) == 1 {
 		e.seen.Name = printable(m.question[0].Name)
 		e.seen.Type = wire.Type(m.question[0].Qtype).String()
 	}
-	return e, problem
+	return e
 }
 
-// finish tells the observer and packs the reply.
+// begin asks the policy and obeys. Where name servers have to be asked it
+// returns the flight to complete the exchange with, otherwise the reply.
+func (e *exchange) begin() (*wire.Msg, *flight) {
+	if e.problem.why != "" {
+		return e.refuse(e.problem), nil
+	}
+	asked := e.message.question[0]
+	name, err := policy.ParseName(asked.Name)
+	if err != nil {
+		e.seen.Reason = err.Error()
+		return e.nonexistent(), nil
+	}
+	decision := e.tenant.Policy.DecideQuery(name)
+	e.seen.Name, e.seen.Verdict = name.String(), decision.Verdict
+	e.seen.Rule, e.seen.Entry, e.seen.Reason = decision.Rule.String(), decision.Entry, decision.Reason()
+	if decision.Verdict != policy.Allow {
+		return e.pretend(name), nil
+	}
+	return nil, e.server.resolver.start(question{name, asked.Qtype})
+}
+
+// finish gives the sandbox its place back, tells the observer and packs the
+// reply. It may be as long as limit, or if that is 0, as the message says.
 func (e *exchange) finish(reply *wire.Msg, limit int) []byte {
+	e.client.release(e.admission)
 	if e.server.observer != nil {
 		e.seen.Duration = time.Since(e.seen.Began)
 		e.server.observer.ObserveQuery(e.seen)
@@ -106,22 +120,6 @@ func (e *exchange) refuse(p problem) *wire.Msg {
 	reply := e.message.reply(p.rcode)
 	explain(reply, wire.ExtendedErrorCodeOther, p.why)
 	return reply
-}
-
-// answer asks the policy and obeys.
-func (e *exchange) answer(ctx context.Context) *wire.Msg {
-	name, err := policy.ParseName(e.message.question[0].Name)
-	if err != nil {
-		e.seen.Reason = err.Error()
-		return e.nonexistent()
-	}
-	decision := e.tenant.Policy.DecideQuery(name)
-	e.seen.Name, e.seen.Verdict = name.String(), decision.Verdict
-	e.seen.Rule, e.seen.Entry, e.seen.Reason = decision.Rule.String(), decision.Entry, decision.Reason()
-	if decision.Verdict == policy.Allow {
-		return e.resolve(ctx, name)
-	}
-	return e.pretend(name)
 }
 
 // nonexistent says that there is no such name, and why.
@@ -157,10 +155,10 @@ func (e *exchange) pretend(name policy.Name) *wire.Msg {
 	return reply
 }
 
-// resolve replies with what name servers say.
-func (e *exchange) resolve(ctx context.Context, name policy.Name) *wire.Msg {
+// complete replies with what name servers say.
+func (e *exchange) complete(ctx context.Context, f *flight) *wire.Msg {
 	asked := e.message.question[0]
-	answer, err := e.server.resolver.Resolve(ctx, name, asked.Qtype)
+	answer, err := f.wait(ctx)
 	if err != nil {
 		e.server.log.Debug("resolve for a sandbox", "sandbox", e.tenant.Sandbox, "error", err)
 		e.seen.Reason += "; " + unavailable(err)
@@ -184,7 +182,7 @@ func (e *exchange) resolve(ctx context.Context, name policy.Name) *wire.Msg {
 		e.seen.Reason += "; left out of the answer: " + text
 		if len(answer.addrs()) == 0 && (asked.Qtype == wire.TypeA || asked.Qtype == wire.TypeAAAA) {
 			e.seen.Verdict, e.seen.Rule = policy.Deny, policy.RuleNever.String()
-			e.seen.Reason = fmt.Sprintf("%v resolves to %s", name, text)
+			e.seen.Reason = fmt.Sprintf("%s resolves to %s", e.seen.Name, text)
 		}
 	}
 	return reply

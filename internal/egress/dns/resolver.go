@@ -22,7 +22,6 @@ import (
 
 	wire "github.com/miekg/dns"
 
-	"github.com/moat-sandbox/moat/internal/egress"
 	"github.com/moat-sandbox/moat/internal/policy"
 )
 
@@ -35,11 +34,9 @@ const (
 	// lookupTimeout bounds the answer to one question, over all servers and
 	// tries. It is a little less than what common clients wait.
 	lookupTimeout = 4500 * time.Millisecond
-	// secondFamilyDelay is how much longer a lookup waits for the addresses of
-	// the other family once it has some of one (RFC 8305, section 3).
-	secondFamilyDelay = 50 * time.Millisecond
-	// maxFlights bounds the questions that are asked at the same time.
-	maxFlights = 1024
+	// maxFlights bounds the questions that are asked at the same time: enough
+	// for dozens of sandboxes that keep name servers waiting.
+	maxFlights = 8192
 	// DefaultCacheBytes is how much memory the cache takes unless the
 	// configuration says otherwise.
 	DefaultCacheBytes = 16 << 20
@@ -90,10 +87,36 @@ type question struct {
 // flight is a question that is being asked. Whoever has the same question
 // meanwhile waits for the same answer.
 type flight struct {
-	done chan struct{} // closed when answer and err are set
+	question question
+	done     chan struct{} // closed when answer and err are set
 	// Exactly one of the two is nil.
 	answer *Answer
 	err    error
+}
+
+// landed reports whether there is nothing to wait for.
+func (f *flight) landed() bool {
+	select {
+	case <-f.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// wait returns what came of the flight, unless ctx ends first.
+func (f *flight) wait(ctx context.Context) (*Answer, error) {
+	var err error
+	select {
+	case <-f.done:
+		err = f.err
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("resolve %v %v: %w", f.question.name, wire.Type(f.question.qtype), err)
+	}
+	return f.answer, nil
 }
 
 // NewResolver returns a resolver that must be closed.
@@ -162,57 +185,48 @@ func (r *Resolver) Close() error {
 // is an Answer, not an error. The caller has made sure that the name may be
 // asked for.
 func (r *Resolver) Resolve(ctx context.Context, name policy.Name, qtype uint16) (*Answer, error) {
-	f := r.start(question{name, qtype})
-	select {
-	case <-f.done:
-	case <-ctx.Done():
-		return nil, fmt.Errorf("resolve %s: %w", name, ctx.Err())
-	}
-	if f.err != nil {
-		return nil, fmt.Errorf("resolve %s: %w", name, f.err)
-	}
-	return f.answer, nil
+	return r.start(question{name, qtype}).wait(ctx)
 }
 
 // start returns the flight for a question: one that has landed if the answer
 // is known, the one that is under way, or a new one.
 func (r *Resolver) start(q question) *flight {
 	if local := answerLocally(q, r.filter.never); local != nil {
-		return &flight{done: r.landed, answer: local}
+		return &flight{question: q, done: r.landed, answer: local}
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if answer := r.cache.get(q, time.Now()); answer != nil {
-		return &flight{done: r.landed, answer: answer}
+		return &flight{question: q, done: r.landed, answer: answer}
 	}
 	if f := r.flights[q]; f != nil {
 		return f
 	}
 	switch {
 	case r.closed:
-		return &flight{done: r.landed, err: errClosed}
+		return &flight{question: q, done: r.landed, err: errClosed}
 	case len(r.flights) >= maxFlights:
-		return &flight{done: r.landed, err: errBusy}
+		return &flight{question: q, done: r.landed, err: errBusy}
 	}
-	f := &flight{done: make(chan struct{})}
+	f := &flight{question: q, done: make(chan struct{})}
 	r.flights[q] = f
 	// Not under the context of who asks first: others may wait as well.
-	r.running.Go(func() { r.fly(q, f) })
+	r.running.Go(func() { r.fly(f) })
 	return f
 }
 
 // fly asks and tells everybody who waits.
-func (r *Resolver) fly(q question, f *flight) {
+func (r *Resolver) fly(f *flight) {
 	defer close(f.done)
 	ctx, cancel := context.WithTimeout(r.life, lookupTimeout)
 	defer cancel()
-	f.answer, f.err = r.fetch(ctx, q)
+	f.answer, f.err = r.fetch(ctx, f.question)
 
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	delete(r.flights, q)
+	delete(r.flights, f.question)
 	if f.err == nil {
-		r.cache.put(q, f.answer, time.Now())
+		r.cache.put(f.question, f.answer, time.Now())
 	}
 }
 
@@ -222,86 +236,4 @@ func (r *Resolver) fetch(ctx context.Context, q question) (*Answer, error) {
 		return nil, err
 	}
 	return r.filter.accept(q, reply, time.Now())
-}
-
-// Lookup returns the addresses of a name, and for how long they are valid.
-// Addresses that are never reachable are left out; if no other is left, the
-// error is an *egress.ForbiddenError. If there are none at all it is one of the
-// errors that package egress lists.
-func (r *Resolver) Lookup(ctx context.Context, name string) ([]netip.Addr, time.Duration, error) {
-	asked, err := policy.ParseName(name)
-	if err != nil {
-		return nil, 0, fmt.Errorf("look up: %w: %w", egress.ErrInvalidName, err)
-	}
-	var found addresses
-	six, four := r.start(question{asked, wire.TypeAAAA}), r.start(question{asked, wire.TypeA})
-	sixDone, fourDone := six.done, four.done
-	var enough <-chan time.Time
-	for sixDone != nil || fourDone != nil {
-		select {
-		case <-sixDone:
-			found.add(six)
-			sixDone = nil
-		case <-fourDone:
-			found.add(four)
-			fourDone = nil
-		case <-enough:
-			sixDone, fourDone = nil, nil
-		case <-ctx.Done():
-			return nil, 0, fmt.Errorf("look up %s: %w", name, ctx.Err())
-		}
-		if enough == nil && len(found.addrs) > 0 {
-			enough = time.After(secondFamilyDelay)
-		}
-	}
-	if len(found.addrs) == 0 {
-		return nil, 0, fmt.Errorf("look up %s: %w", name, found.reason())
-	}
-	return found.addrs, found.ttl, nil
-}
-
-// addresses collects what both families answer.
-type addresses struct {
-	addrs     []netip.Addr
-	ttl       time.Duration
-	forbidden error
-	missing   error
-	failed    error
-}
-
-func (a *addresses) add(f *flight) {
-	if f.err != nil {
-		a.failed = f.err
-		return
-	}
-	if f.answer.Forbidden != nil {
-		a.forbidden = f.answer.Forbidden
-	}
-	addrs := f.answer.addrs()
-	switch {
-	case len(addrs) > 0:
-		ttl := f.answer.validFor(time.Now())
-		if len(a.addrs) == 0 || ttl < a.ttl {
-			a.ttl = ttl
-		}
-		a.addrs = append(a.addrs, addrs...)
-	case f.answer.Rcode == wire.RcodeNameError:
-		a.missing = egress.ErrNoSuchName
-	case a.missing == nil:
-		a.missing = egress.ErrNoAddress
-	}
-}
-
-// reason says why there are no addresses: that they are forbidden counts for
-// more than that a server failed, and a failure for more than that one family
-// has none.
-func (a *addresses) reason() error {
-	switch {
-	case a.forbidden != nil:
-		return a.forbidden
-	case a.failed != nil:
-		return a.failed
-	default:
-		return a.missing
-	}
 }

@@ -177,23 +177,28 @@ func (s *Server) servePackets(ctx context.Context, conn *net.UDPConn) error {
 		case err != nil:
 			return fmt.Errorf("dns server: read datagrams: %w", err)
 		}
-		t, ok := s.tenants.Tenant(from.Addr().Unmap())
-		if !ok {
-			continue
-		}
-		now := time.Now()
-		c := s.clients.of(t.Sandbox, now)
-		switch c.admit(now) {
-		case admitted:
-			packet := append([]byte(nil), buf[:n]...)
-			s.working.Go(func() {
-				defer c.release()
-				s.send(conn, from, s.handle(ctx, t, c, packet, 0))
-			})
-		case refused:
-			s.send(conn, from, s.turnAway(t, c, buf[:n], 0))
+		if t, ok := s.tenants.Tenant(from.Addr().Unmap()); ok {
+			s.servePacket(ctx, conn, from, t, buf[:n])
 		}
 	}
+}
+
+// servePacket replies at once, or if name servers have to be asked, later.
+func (s *Server) servePacket(ctx context.Context, conn *net.UDPConn, from netip.AddrPort, t egress.Tenant, packet []byte) {
+	e := s.admit(t, s.clients.of(t.Sandbox, time.Now()), packet)
+	if e == nil {
+		return
+	}
+	reply, flight := e.begin()
+	switch {
+	case flight == nil:
+	case flight.landed():
+		reply = e.complete(ctx, flight)
+	default:
+		s.working.Go(func() { s.send(conn, from, e.finish(e.complete(ctx, flight), 0)) })
+		return
+	}
+	s.send(conn, from, e.finish(reply, 0))
 }
 
 func (s *Server) send(conn *net.UDPConn, to netip.AddrPort, reply []byte) {
@@ -239,7 +244,7 @@ func (s *Server) serveStreams(ctx context.Context, ln *net.TCPListener) error {
 
 // serveStream answers the queries of one connection in their order, each by
 // the policy that is in force when it comes.
-func (s *Server) serveStream(ctx context.Context, conn *net.TCPConn, from netip.Addr, sandbox string, c *client) {
+func (s *Server) serveStream(ctx context.Context, conn net.Conn, from netip.Addr, sandbox string, c *client) {
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	for {
@@ -252,7 +257,7 @@ func (s *Server) serveStream(ctx context.Context, conn *net.TCPConn, from netip.
 		if !ok || t.Sandbox != sandbox {
 			return // the address has another tenant now
 		}
-		reply := s.handleStreamed(ctx, t, c, packet)
+		reply := s.replyTo(ctx, t, c, packet)
 		if reply == nil {
 			return
 		}
@@ -263,13 +268,15 @@ func (s *Server) serveStream(ctx context.Context, conn *net.TCPConn, from netip.
 	}
 }
 
-func (s *Server) handleStreamed(ctx context.Context, t egress.Tenant, c *client, packet []byte) []byte {
-	switch c.admit(time.Now()) {
-	case admitted:
-		defer c.release()
-		return s.handle(ctx, t, c, packet, wire.MaxMsgSize)
-	case refused:
-		return s.turnAway(t, c, packet, wire.MaxMsgSize)
+// replyTo returns the packed reply to a message, nil if there is none.
+func (s *Server) replyTo(ctx context.Context, t egress.Tenant, c *client, packet []byte) []byte {
+	e := s.admit(t, c, packet)
+	if e == nil {
+		return nil
 	}
-	return nil
+	reply, flight := e.begin()
+	if flight != nil {
+		reply = e.complete(ctx, flight)
+	}
+	return e.finish(reply, wire.MaxMsgSize)
 }

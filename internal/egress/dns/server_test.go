@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	wire "github.com/miekg/dns"
@@ -243,6 +244,35 @@ func TestAttack27OneSandboxCannotExhaustTheServer(t *testing.T) {
 			t.Errorf("the neighbour got %s over %s", got, network)
 		}
 	}
+}
+
+// Attack 12, for DNS: a message that never ends is not waited for.
+func TestAttack12MessageThatNeverEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &Server{tenants: tenantsFunc(func(netip.Addr) (egress.Tenant, bool) {
+			return egress.Tenant{Sandbox: "alpha"}, true
+		})}
+		s.clients = clients{limits: Limits{}.withDefaults(), byID: make(map[string]*client)}
+		near, far := net.Pipe()
+		defer near.Close()
+		ended := make(chan struct{})
+		began := time.Now()
+		go func() {
+			defer close(ended)
+			s.serveStream(t.Context(), far, netip.MustParseAddr(alpha), "alpha", s.clients.of("alpha", began))
+		}()
+		message := []byte{0, 100, 1, 2, 3, 4, 5}
+		for i := range message {
+			if _, err := near.Write(message[i : i+1]); err != nil {
+				break
+			}
+			time.Sleep(2 * time.Second)
+		}
+		<-ended
+		if took := time.Since(began); took > idleTimeout+2*time.Second {
+			t.Errorf("waited for %v", took)
+		}
+	})
 }
 
 // Attack 31: a connection does not survive its sandbox.
