@@ -86,6 +86,12 @@ func hookChains(l layout) []chain {
 		return &base{kind: "filter", hook: name, hooknum: num, priority: beforeFilter}
 	}
 	return []chain{
+		// Where no sandbox lives there is no route, and a packet without one never
+		// gets as far as being forwarded. It shall be refused like all others.
+		{name: "prerouting", base: hook("prerouting", unix.NF_INET_PRE_ROUTING), rules: []rule{
+			{inPrefix(slots), to(l.range4), ctState("new", expr.CtStateBitNEW), goTo("refuse")},
+			{inPrefix(slots), to(l.range6), ctState("new", expr.CtStateBitNEW), goTo("refuse")},
+		}},
 		{name: hookForward, base: hook("forward", unix.NF_INET_FORWARD), rules: []rule{
 			{inPrefix(slots), goTo("from_slot")},
 			{outPrefix(slots), goTo("to_slot")},

@@ -99,16 +99,22 @@ func toSet(s set) statement {
 	return part("ip daddr @"+s.name, append(ofFamily4(), payload(expr.PayloadBaseNetworkHeader, 16, 4), lookup)...)
 }
 
-// from matches packets whose source is in a prefix.
-func from(p netip.Prefix) statement {
-	family, offset, load := "ip", uint32(12), ofFamily4()
+// from and to match packets by the prefix that their source or destination
+// lies in.
+func from(p netip.Prefix) statement { return address("saddr", 12, 8, p) }
+func to(p netip.Prefix) statement   { return address("daddr", 16, 24, p) }
+
+// address matches one of the addresses in the header, at an offset that
+// depends on the family.
+func address(which string, offset4, offset6 uint32, p netip.Prefix) statement {
+	family, offset, load := "ip", offset4, ofFamily4()
 	if p.Addr().Is6() {
-		family, offset, load = "ip6", 8, ofFamily6()
+		family, offset, load = "ip6", offset6, ofFamily6()
 	}
-	address := p.Masked().Addr().AsSlice()
-	return part(fmt.Sprintf("%s saddr %v", family, p.Masked()), append(load,
-		payload(expr.PayloadBaseNetworkHeader, offset, uint32(len(address))),
-		mask(net.CIDRMask(p.Bits(), p.Addr().BitLen())), equal(address))...)
+	bits := p.Masked().Addr().AsSlice()
+	return part(fmt.Sprintf("%s %s %v", family, which, p.Masked()), append(load,
+		payload(expr.PayloadBaseNetworkHeader, offset, uint32(len(bits))),
+		mask(net.CIDRMask(p.Bits(), p.Addr().BitLen())), equal(bits))...)
 }
 
 // l4proto matches packets of a transport protocol, whatever extension headers
