@@ -30,6 +30,7 @@ func TestTeamsDoNotSeeEachOther(t *testing.T) {
 		{"POST", "/sandboxes/ID/connect", `{"timeout":60}`},
 		{"POST", "/v2/sandboxes/ID/connect", `{}`},
 		{"PUT", "/sandboxes/ID/network", `{"denyOut":["0.0.0.0/0"]}`},
+		{"POST", "/sandboxes/ID/traffic-token", ""},
 		{"GET", "/sandboxes/ID/metrics", ""},
 	} {
 		const nobody = "i00000000000000000000"
