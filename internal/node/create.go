@@ -59,12 +59,12 @@ func (n *Node) create(ctx context.Context, spec sandbox.Spec, template store.Tem
 		}
 	}()
 
-	// A slot is born closed, so nothing passes before its policy is confirmed; a
-	// record without a sandbox is removed when the server starts.
-	var steps errgroup.Group
-	steps.Go(func() error { return n.Store.CreateSandbox(ctx, record) })
-	steps.Go(func() error { return n.bring(ctx, record, spec.Env, template, compiled, w) })
-	if err := steps.Wait(); err != nil {
+	// The record comes last: a server that dies before leaves a box and a slot
+	// that nobody claims, and the next one removes them.
+	if err := n.bring(ctx, record, spec.Env, template, compiled, w); err != nil {
+		return store.Sandbox{}, err
+	}
+	if err := n.Store.CreateSandbox(ctx, record); err != nil {
 		return store.Sandbox{}, err
 	}
 	n.publish(record, w.box, w.slot)
@@ -102,7 +102,8 @@ func (n *Node) newRecord(spec sandbox.Spec, template store.Template, w warm) sto
 }
 
 // bring puts the policy in force and the template into the box, then tells the
-// guest who it is. A guest cannot be spoken to before its slot has a policy.
+// guest who it is. A slot is born closed: nothing passes, and the guest cannot be
+// spoken to, before its policy is confirmed.
 func (n *Node) bring(ctx context.Context, record store.Sandbox, env map[string]string, template store.Template, p *policy.Policy, w warm) error {
 	var steps errgroup.Group
 	steps.Go(func() error {

@@ -13,10 +13,9 @@ import (
 // State is where a sandbox is in its life.
 type State string
 
-// A sandbox is recorded as Running while it is still being started: the record
-// is written meanwhile, and removed again if the start fails. It is recorded as
-// Stopping before anything is torn down. Whatever is not Running after a restart
-// of the server is removed.
+// A sandbox is recorded as Running when all of it is in place, and as Stopping
+// before anything is torn down. Whatever is not Running after a restart of the
+// server is removed.
 const (
 	Running  State = "running"
 	Stopping State = "stopping"
