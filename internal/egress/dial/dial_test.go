@@ -187,6 +187,27 @@ func TestAttack15Rebinding(t *testing.T) {
 	}
 }
 
+// Attack 15: the last judge sees the address that the kernel is about to get.
+func TestAttack15JudgedAtConnectTime(t *testing.T) {
+	d, err := dial.New(dial.Config{Resolver: names{}, Never: labNever(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, address := range []string{
+		"127.0.0.1:80", "[::1]:80", "[fe80::1%eth0]:80", "[::ffff:1.1.1.1]:80", "0.0.0.0:80", "localhost:80", ":80", "",
+	} {
+		var forbidden *egress.ForbiddenError
+		if err := dial.Control(d, address); !errors.As(err, &forbidden) {
+			t.Errorf("%q: got %v", address, err)
+		}
+	}
+	for _, address := range []string{"1.1.1.1:80", "[2606:4700:4700::1111]:80"} {
+		if err := dial.Control(d, address); err != nil {
+			t.Errorf("%q: %v", address, err)
+		}
+	}
+}
+
 func checkForbidden(t *testing.T, what string, conn net.Conn, err error) {
 	t.Helper()
 	var failed *dial.Error

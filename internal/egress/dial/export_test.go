@@ -1,7 +1,12 @@
 package dial
 
+import "context"
+
 // Inside makes a dialler connect from another network namespace.
 func Inside(d *Dialer, enter func(connect func() error) error) { d.enter = enter }
 
 // Order is order.
 var Order = order
+
+// Control asks what is asked right before a socket connects.
+func Control(d *Dialer, address string) error { return d.control(context.Background(), "tcp", address, nil) }

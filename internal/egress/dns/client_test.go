@@ -49,6 +49,25 @@ func TestSyntheticAddressesAreNotUsedTwice(t *testing.T) {
 	}
 }
 
+func TestSyntheticPromiseIsRenewed(t *testing.T) {
+	table := newSynthetic()
+	table.limit = 2
+	began := time.Now()
+	at := func(d time.Duration, name string) bool {
+		_, ok := table.address(name, began.Add(d))
+		return ok
+	}
+	at(0, "first.example")
+	at(0, "second.example")
+	at(syntheticTTL-time.Second, "first.example")
+	if !at(syntheticTTL, "third.example") {
+		t.Error("the place of a name that has expired is not free")
+	}
+	if at(syntheticTTL+time.Second, "fourth.example") {
+		t.Error("the place of a name that was asked for again is free")
+	}
+}
+
 func TestSyntheticAddressesOutlastTheServer(t *testing.T) {
 	now := time.Now()
 	first, second := newSynthetic(), newSynthetic()
