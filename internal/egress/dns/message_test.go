@@ -2,6 +2,7 @@ package dns
 
 import (
 	"encoding/binary"
+	"log/slog"
 	"net"
 	"net/netip"
 	"slices"
@@ -71,7 +72,7 @@ func FuzzMessage(f *testing.F) {
 		return reply(q, q.Question[0].Name+" 0 IN A 93.184.216.34", q.Question[0].Name+" 0 IN A 10.0.0.1")
 	}}
 	resolver := u.newResolver(f, serverA)
-	s := &Server{resolver: resolver, log: resolver.log}
+	s := &Server{resolver: resolver, log: slog.New(slog.DiscardHandler)}
 	s.clients = clients{limits: Limits{PerSecond: 1 << 30, Burst: 1 << 30}.withDefaults(), byID: make(map[string]*client)}
 	tenant := egress.Tenant{Sandbox: "alpha", Policy: compile(f, policy.Document{
 		AllowOut: []string{"example.com"}, DenyOut: []string{policy.AllTraffic},

@@ -65,7 +65,6 @@ type ResolverConfig struct {
 type Resolver struct {
 	upstream *upstream
 	filter   filter
-	log      *slog.Logger
 
 	life    context.Context // ends with Close
 	end     context.CancelFunc
@@ -143,7 +142,6 @@ func NewResolver(cfg ResolverConfig) (*Resolver, error) {
 	r := &Resolver{
 		upstream: &upstream{servers: servers, dial: cfg.Dial, log: cfg.Log},
 		filter:   filter{never: cfg.Never},
-		log:      cfg.Log,
 		landed:   make(chan struct{}),
 		cache:    newCache(cfg.CacheBytes),
 		flights:  make(map[question]*flight),
