@@ -1,10 +1,17 @@
 package gvisor
 
 import (
+	"bytes"
+	"context"
 	"errors"
+	"fmt"
+	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"strings"
 	"testing"
+	"time"
 )
 
 func TestIsGVisor(t *testing.T) {
@@ -36,15 +43,23 @@ func TestCounter(t *testing.T) {
 	}
 }
 
-// TestProcessIdentity: a number alone does not make a process ours.
+// TestProcessIdentity: a number alone does not make a process ours, and a
+// process's name cannot lie about when it started.
 func TestProcessIdentity(t *testing.T) {
-	cmd := exec.Command("sleep", "60")
+	name := filepath.Join(t.TempDir(), "x) S 1 1 1 (")
+	if err := os.Symlink("/usr/bin/sleep", name); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(name, "60")
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	start, err := startTime(cmd.Process.Pid)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if own, err := startTime(os.Getpid()); err != nil || start < own {
+		t.Errorf("a child started at %d, its parent at %d (%v)", start, own, err)
 	}
 	if _, err := openProcess(cmd.Process.Pid, start+1); !errors.Is(err, os.ErrProcessDone) {
 		t.Errorf("another process with the same number: %v", err)
@@ -62,6 +77,46 @@ func TestProcessIdentity(t *testing.T) {
 	}
 	if _, err := openProcess(cmd.Process.Pid, start); !errors.Is(err, os.ErrProcessDone) {
 		t.Errorf("an ended process: %v", err)
+	}
+}
+
+// TestHostileSentry: what a sentry answers is bounded in size and time.
+func TestHostileSentry(t *testing.T) {
+	endless := bytes.Repeat([]byte("["), 1<<20)
+	for name, c := range map[string]struct {
+		answer []byte
+		want   string
+	}{
+		"endless": {endless, "read answer"},
+		"garbage": {[]byte("HTTP/1.1 200 OK\r\n\r\n"), "read answer"},
+		"refusal": {[]byte(`{"success":false,"err":"no"}`), "no"},
+		"empty":   {[]byte(`{}`), ""},
+		"silence": {nil, context.DeadlineExceeded.Error()},
+		"success": {[]byte(`{"success":true,"result":7}`), "<nil>"},
+	} {
+		path := filepath.Join(t.TempDir(), "s")
+		l, err := net.Listen("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		go func() {
+			if conn, err := l.Accept(); err == nil {
+				_, _ = conn.Write(c.answer) // the other side may have had enough
+			}
+		}()
+		ctl, err := dialControl(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+		var result int
+		err = ctl.call(ctx, "method", "arg", nil, &result)
+		cancel()
+		ctl.close()
+		if (err == nil) != (name == "success") || !strings.Contains(fmt.Sprint(err), c.want) {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
 
