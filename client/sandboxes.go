@@ -34,6 +34,14 @@ func (c *Client) Connect(ctx context.Context, id string, timeout time.Duration) 
 	return connected, wrap("connect sandbox", err)
 }
 
+// Explain says what becomes of a flow under the sandbox's policy, and why.
+// Nothing is sent.
+func (c *Client) Explain(ctx context.Context, id string, flow api.Flow) (api.Explanation, error) {
+	var explanation api.Explanation
+	_, err := c.call(ctx, http.MethodPost, sandboxPath(id)+"/network/explain", nil, flow, &explanation)
+	return explanation, wrap("explain", err)
+}
+
 // RotateTrafficToken replaces the traffic token of a sandbox that is not open to
 // everybody. Once it returns, the old one lets nobody in, and what it had let in
 // is cut. It returns a secret.

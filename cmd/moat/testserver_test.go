@@ -61,10 +61,7 @@ func startServer(t started, dir string) *testServer {
 	t.Cleanup(e.killAll)
 	a, err := control.New(control.Config{
 		Store: records, Engine: e, Templates: &templates{}, Domain: testDomain, MaxTimeout: time.Hour, Logger: log,
-		CheckNetwork: func(d policy.Document) error {
-			_, err := policy.Parse(d, policy.Options{})
-			return err
-		},
+		Compile: func(d policy.Document) (*policy.Policy, error) { return policy.Parse(d, policy.Options{}) },
 	})
 	must(t, err)
 	tcp, err := net.Listen("tcp", "127.0.0.1:0")

@@ -29,7 +29,7 @@ type machine struct {
 	network   *kernel.Network
 	templates *template.Library
 	node      *node.Node
-	check     func(policy.Document) error
+	compile   func(policy.Document) (*policy.Policy, error)
 }
 
 func assemble(ctx context.Context, c Config, records store.Store) (_ *machine, err error) {
@@ -71,16 +71,12 @@ func assemble(ctx context.Context, c Config, records store.Store) (_ *machine, e
 	if err != nil {
 		return nil, err
 	}
-	compile := func(doc policy.Document) (*policy.Policy, error) {
+	m.compile = func(doc policy.Document) (*policy.Policy, error) {
 		return policy.Parse(doc, policy.Options{Never: never})
-	}
-	m.check = func(doc policy.Document) error {
-		_, err := compile(doc)
-		return err
 	}
 	m.node, err = node.Open(ctx, node.Config{
 		Store: records, Network: m.network, Runtime: m.runtime, Templates: m.templates,
-		Guest: guest, Master: master, Compile: compile, CABundle: ca, Logger: c.Logger,
+		Guest: guest, Master: master, Compile: m.compile, CABundle: ca, Logger: c.Logger,
 		Warm: defaultLimits(), Pool: c.Pool, Ahead: template.Base, MaxSandboxes: c.MaxSandboxes, TeamLimit: c.TeamLimit,
 	})
 	return m, err

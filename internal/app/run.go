@@ -46,7 +46,7 @@ func Run(ctx context.Context, c Config) (err error) {
 		Store:        records,
 		Engine:       gate,
 		Templates:    m.templates,
-		CheckNetwork: m.check,
+		Compile:      m.compile,
 		Domain:       c.Domain,
 		Anonymous:    c.Anonymous,
 		MaxTimeout:   c.MaxTimeout,

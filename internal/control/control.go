@@ -64,10 +64,9 @@ type Config struct {
 	Store     store.Store
 	Engine    Engine
 	Templates Templates
-	// CheckNetwork says whether the engine would take a document, before
-	// anything is made for it. It returns a *policy.EntryError for an entry
-	// that is wrong.
-	CheckNetwork func(policy.Document) error
+	// Compile makes a policy of a document as the engine will, or returns a
+	// *policy.EntryError for an entry that is wrong.
+	Compile func(policy.Document) (*policy.Policy, error)
 	// Domain is what public hosts end in, with a port where that is not the
 	// scheme's own. Empty answers null, and every client falls back to its own
 	// configuration.
@@ -95,7 +94,7 @@ var e2bDomains = []string{"e2b.app", "e2b.dev", "e2b.pro", "e2b-staging.dev"}
 // New checks the configuration.
 func New(c Config) (*API, error) {
 	switch {
-	case c.Store == nil, c.Engine == nil, c.Templates == nil, c.CheckNetwork == nil, c.Logger == nil:
+	case c.Store == nil, c.Engine == nil, c.Templates == nil, c.Compile == nil, c.Logger == nil:
 		return nil, errors.New("control: incomplete configuration")
 	case c.Anonymous != "" && !api.ValidTeam(c.Anonymous):
 		return nil, fmt.Errorf("control: team %q for requests without a key cannot be a team's name", c.Anonymous)

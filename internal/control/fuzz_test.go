@@ -31,10 +31,10 @@ func FuzzCreate(f *testing.F) {
 		}
 	}
 	f.Add(`{"templateID":"base","timeout":300,"secure":true,"allow_internet_access":false,"metadata":{"a":"b"},"envVars":{"C":"d"},"network":{"allowOut":["1.1.1.1"],"denyOut":["0.0.0.0/0"],"allowPublicTraffic":true}}`)
-	check := func(d policy.Document) error { _, err := policy.Parse(d, policy.Options{}); return err }
+	compile := func(d policy.Document) (*policy.Policy, error) { return policy.Parse(d, policy.Options{}) }
 	gate := &engine{fails: errAccepted}
 	a, err := New(Config{
-		Store: openNothing{}, Engine: gate, Templates: &templates{}, CheckNetwork: check,
+		Store: openNothing{}, Engine: gate, Templates: &templates{}, Compile: compile,
 		MaxTimeout: 24 * time.Hour, Logger: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
@@ -55,7 +55,8 @@ func FuzzCreate(f *testing.F) {
 			return
 		}
 		spec := gate.specs[0]
-		if spec.Timeout <= 0 || spec.Timeout > 24*time.Hour || !spec.Secure || spec.Team != api.DefaultTeam || check(spec.Network) != nil {
+		_, refused := compile(spec.Network)
+		if spec.Timeout <= 0 || spec.Timeout > 24*time.Hour || !spec.Secure || spec.Team != api.DefaultTeam || refused != nil {
 			t.Fatalf("%q became %+v", body, spec)
 		}
 		var again map[string]any

@@ -49,7 +49,7 @@ func updateNetwork(c *call) error {
 	if err != nil {
 		return err
 	}
-	if err := c.CheckNetwork(document); err != nil {
+	if _, err := c.Compile(document); err != nil {
 		return err
 	}
 	record, err := c.sandbox()

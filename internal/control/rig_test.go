@@ -61,7 +61,7 @@ func newRig(t *testing.T, adjust ...func(*Config)) *rig {
 	}
 	config := Config{
 		Store: records, Engine: r.engine, Templates: r.templates,
-		CheckNetwork: func(d policy.Document) error { _, err := policy.Parse(d, policy.Options{}); return err },
+		Compile: func(d policy.Document) (*policy.Policy, error) { return policy.Parse(d, policy.Options{}) },
 		MaxTimeout:   24 * time.Hour,
 		Logger:       slog.New(slog.NewTextHandler(&lockedWriter{w: r.log}, nil)),
 	}

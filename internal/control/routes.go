@@ -42,6 +42,7 @@ var publicRoutes = []route{
 	{"POST /sandboxes/{sandboxID}/timeout", setTimeout, keyed},
 	{"POST /sandboxes/{sandboxID}/refreshes", refresh, keyed},
 	{"PUT /sandboxes/{sandboxID}/network", updateNetwork, keyed},
+	{"POST /sandboxes/{sandboxID}/network/explain", explainNetwork, keyed},
 	{"POST /sandboxes/{sandboxID}/traffic-token", rotateTrafficToken, keyed},
 	{"GET /sandboxes/{sandboxID}/metrics", metricsOfOne, keyed},
 

@@ -262,7 +262,7 @@ func TestNewRefuses(t *testing.T) {
 		"no store":      func(c *Config) { c.Store = nil },
 		"no engine":     func(c *Config) { c.Engine = nil },
 		"no templates":  func(c *Config) { c.Templates = nil },
-		"no check":      func(c *Config) { c.CheckNetwork = nil },
+		"no check":      func(c *Config) { c.Compile = nil },
 		"no logger":     func(c *Config) { c.Logger = nil },
 		"no timeout":    func(c *Config) { c.MaxTimeout = 0 },
 		"E2B's domain":  func(c *Config) { c.Domain = "e2b.app" },

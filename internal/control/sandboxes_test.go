@@ -61,6 +61,7 @@ var perSandbox = []struct{ method, suffix, body string }{
 	{"POST", "/timeout", `{"timeout":1}`},
 	{"POST", "/refreshes", `{}`},
 	{"PUT", "/network", `{}`},
+	{"POST", "/network/explain", `{"address":"1.1.1.1"}`},
 	{"POST", "/traffic-token", `{}`},
 	{"GET", "/metrics", ""},
 }
