@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/moat-sandbox/moat/internal/audit"
 	"github.com/moat-sandbox/moat/internal/egress"
 	"github.com/moat-sandbox/moat/internal/policy"
 )
@@ -56,12 +57,12 @@ func (f *flow) serve() {
 	}
 	_ = f.client.SetReadDeadline(f.began.Add(f.proxy.limits.Peek)) // fails only on a closed connection, as all of these
 	switch f.original.Port() {
-	case portTLS:
+	case policy.PortHTTPS:
 		f.serveTLS()
-	case portHTTP:
+	case policy.PortHTTP:
 		f.serveHTTP()
 	default:
-		f.refuseRaw(f.judge("", fmt.Sprintf("names count on ports %d and %d only", portHTTP, portTLS)))
+		f.refuseRaw(f.judge(policy.Name{}, fmt.Sprintf("names count on ports %d and %d only", policy.PortHTTP, policy.PortHTTPS)))
 	}
 }
 
@@ -76,14 +77,11 @@ func (f *flow) leave() {
 // allows it, the flow counts as going there until finish. The order matters:
 // an update puts its policy where Tenants finds it and then looks at all
 // flows. It finds this one, or this one finds the policy.
-func (f *flow) judge(name, why string) verdict {
+func (f *flow) judge(name policy.Name, why string) verdict {
 	b := f.box
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if !f.decided {
-		f.decided = true
-		b.undecided--
-	}
+	f.decide()
 	t, err := f.tenant()
 	if err != nil {
 		v := decide(egress.Tenant{}, f.original, name, why)
@@ -93,6 +91,26 @@ func (f *flow) judge(name, why string) verdict {
 	v := decide(t, f.original, name, why)
 	f.to = v.to
 	return v
+}
+
+// refusal refuses the flow for a reason that is no matter of policy.
+func (f *flow) refusal(rule, reason string) verdict {
+	f.box.mu.Lock()
+	defer f.box.mu.Unlock()
+	f.decide()
+	t, _ := f.tenant() // what has no tenant any more has no generation
+	v := verdict{generation: t.Generation, id: audit.NewID()}
+	v.deny(rule, reason)
+	return v
+}
+
+// decide says that the flow does not count as undecided any more. The caller
+// holds box.mu.
+func (f *flow) decide() {
+	if !f.decided {
+		f.decided = true
+		f.box.undecided--
+	}
 }
 
 // tenant returns the flow's sandbox as it is now. The caller holds box.mu.
@@ -122,8 +140,8 @@ func (f *flow) dial(to destination) (*upstream, error) {
 	defer cancel()
 	var conn net.Conn
 	var err error
-	if to.name != "" {
-		conn, err = f.proxy.dialer.DialName(ctx, to.name, to.addr.Port())
+	if to.name != (policy.Name{}) {
+		conn, err = f.proxy.dialer.DialName(ctx, to.name.String(), to.addr.Port())
 	} else {
 		conn, err = f.proxy.dialer.DialAddr(ctx, to.addr)
 	}
@@ -145,7 +163,7 @@ func (f *flow) attach(conn *net.TCPConn, to destination) (*upstream, error) {
 	defer f.box.mu.Unlock()
 	t, err := f.tenant()
 	if err == nil && !permits(t.Policy, to, up.remote) {
-		err = errEnded
+		err = errDenied
 	}
 	if err != nil {
 		reset(conn)
@@ -182,7 +200,7 @@ func (f *flow) reevaluate(next egress.Tenant) bool {
 	}
 	if f.to != (destination{}) && !permits(next.Policy, f.to, f.remote) {
 		v := verdict{generation: next.Generation}
-		v.set(next.Policy.Decide(f.to.flow()), destination{})
+		v.set(f.to.judge(next.Policy), destination{})
 		v.reason = "cut by an update of the policy: " + v.reason
 		return f.cut(v)
 	}

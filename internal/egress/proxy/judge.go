@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"fmt"
 	"net/netip"
 
 	"github.com/moat-sandbox/moat/internal/audit"
@@ -20,32 +19,31 @@ const (
 // destination is where a flow goes: to a port of a name, or to an address. The
 // zero destination is nowhere.
 type destination struct {
-	name string
+	name policy.Name
 	addr netip.AddrPort // with a name only the port counts
 }
 
-// flow returns the question to ask a policy.
-func (d destination) flow() policy.Flow {
-	if d.name != "" {
-		return policy.Flow{Proto: policy.TCP, Name: d.name, Dst: netip.AddrPortFrom(netip.Addr{}, d.addr.Port())}
+// judge asks a policy about a destination. By name means that the address is
+// one that we have found for it.
+func (d destination) judge(p *policy.Policy) policy.Decision {
+	if d.name != (policy.Name{}) {
+		return p.DecideName(d.name, policy.TCP, d.addr.Port())
 	}
-	return policy.Flow{Proto: policy.TCP, Dst: d.addr}
+	return p.Decide(policy.Flow{Proto: policy.TCP, Dst: d.addr})
 }
 
 // permits reports whether a policy lets a flow live that goes to d and is
 // connected to remote. To be allowed by address is enough: the sandbox could
 // reach the same place without the proxy.
 func permits(p *policy.Policy, d destination, remote netip.AddrPort) bool {
-	return p.Decide(d.flow()).Verdict == policy.Allow ||
-		p.Decide(destination{addr: remote}.flow()).Verdict == policy.Allow
+	return d.judge(p).Verdict == policy.Allow || destination{addr: remote}.judge(p).Verdict == policy.Allow
 }
 
 // verdict is what was decided about a flow and why.
 type verdict struct {
-	allow bool
-	to    destination // where to connect to, if allowed
-	// name is the name that the sandbox gave, in canonical form.
-	name                string
+	allow               bool
+	to                  destination // where to connect to, if allowed
+	name                policy.Name // that the sandbox gave
 	rule, entry, reason string
 	generation          uint64
 	id                  audit.ID
@@ -53,23 +51,21 @@ type verdict struct {
 
 // decide judges what a sandbox wants to do: by the name it gave, then by the
 // address that it was connecting to. Without a name, why says what is wrong.
-func decide(t egress.Tenant, original netip.AddrPort, name, why string) verdict {
-	named := destination{name: name, addr: original}
-	plain := destination{addr: original}
+func decide(t egress.Tenant, original netip.AddrPort, name policy.Name, why string) verdict {
 	v := verdict{name: name, generation: t.Generation, id: audit.NewID()}
-	byAddress := t.Policy.Decide(plain.flow())
-	if name == "" {
-		v.set(byAddress, plain)
+	byName, byAddress := destination{name, original}, destination{addr: original}
+	if name == (policy.Name{}) {
+		v.set(byAddress.judge(t.Policy), byAddress)
 		if !v.allow {
-			v.reason = fmt.Sprintf("%s; %s", why, v.reason)
+			v.reason = why + "; " + v.reason
 		}
 		return v
 	}
-	byName := t.Policy.Decide(named.flow())
-	if byName.Verdict != policy.Allow && byAddress.Verdict == policy.Allow {
-		v.set(byAddress, plain)
-	} else {
-		v.set(byName, named)
+	v.set(byName.judge(t.Policy), byName)
+	if !v.allow {
+		if d := byAddress.judge(t.Policy); d.Verdict == policy.Allow {
+			v.set(d, byAddress)
+		}
 	}
 	return v
 }

@@ -46,7 +46,7 @@ func (p *Proxy) Serve(ctx context.Context, listeners ...*net.TCPListener) error 
 	}
 	err := group.Wait()
 	for _, b := range p.boxes.all() {
-		b.close()
+		b.close("the proxy has stopped")
 		p.boxes.release(b)
 	}
 	p.flows.Wait()

@@ -28,12 +28,6 @@ import (
 	"github.com/moat-sandbox/moat/internal/egress"
 )
 
-// The ports on which names are looked for.
-const (
-	portHTTP = 80
-	portTLS  = 443
-)
-
 // Dialer makes connections to the internet. It never connects to an address
 // that is not to be reached, whatever a name resolves to; the error is an
 // *egress.ForbiddenError then. Connections are *net.TCPConn.
@@ -91,7 +85,6 @@ type Proxy struct {
 
 	boxes registry
 	flows sync.WaitGroup // one for each flow
-	peeks sync.Pool      // of *[peekSize]byte
 	pages sync.Pool      // of *[pageSize]byte
 }
 
@@ -154,5 +147,5 @@ func (p *Proxy) Forget(sandbox string) (cut int) {
 		return 0
 	}
 	defer p.boxes.release(b)
-	return b.close()
+	return b.close(errEnded.Error())
 }

@@ -23,7 +23,7 @@ func (f *flow) record(v verdict, r audit.Record) {
 	if !r.Dst.IsValid() {
 		r.Dst = f.original
 	}
-	r.Name = v.name
+	r.Name = v.name.String()
 	if v.allow {
 		r.Verdict = policy.Allow
 	}
@@ -64,8 +64,8 @@ func explain(err error) string {
 		return reasoned.Reason()
 	case errors.As(err, &forbidden):
 		return forbidden.Error()
-	case errors.Is(err, errEnded):
-		return errEnded.Error()
+	case errors.Is(err, errEnded), errors.Is(err, errDenied):
+		return err.Error()
 	}
 	return "the destination cannot be connected to"
 }

@@ -78,6 +78,7 @@ var (
 	errConnections = errors.New("the sandbox has too many connections open")
 	errUndecided   = errors.New("the sandbox has too many connections open that have not said where they go")
 	errEnded       = errors.New("the sandbox has ended")
+	errDenied      = errors.New("the policy has changed in the meantime")
 )
 
 // enter counts a flow in.
@@ -120,12 +121,12 @@ func (b *box) reevaluate(next egress.Tenant) (cut int) {
 }
 
 // close ends all flows, and lets no new ones in.
-func (b *box) close() (cut int) {
+func (b *box) close(why string) (cut int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.closed = true
 	for f := range b.flows {
-		if f.cut(verdict{rule: ruleEnded, reason: errEnded.Error()}) {
+		if f.cut(verdict{rule: ruleEnded, reason: why}) {
 			cut++
 		}
 	}

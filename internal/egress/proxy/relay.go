@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"errors"
 	"io"
 	"net"
 	"sync"
@@ -12,28 +11,27 @@ import (
 type traffic struct{ up, down int64 }
 
 // relay sends what was peeked and then copies both ways until both sides have
-// ended. The end of one direction is passed on as such; an error in one ends
-// both. Between two TCP connections the kernel copies by itself (splice).
-func relay(client, server *net.TCPConn, peeked []byte) (t traffic, err error) {
+// ended. The end of one direction is passed on as such; an error in one resets
+// both connections. Between two TCP connections the kernel copies by itself
+// (splice).
+func relay(client, server *net.TCPConn, peeked []byte) (t traffic) {
 	n, err := server.Write(peeked)
 	t.up = int64(n)
 	if err != nil {
 		reset(client)
-		return t, err
+		return t
 	}
-	var failed [2]error
 	var back sync.WaitGroup
-	back.Go(func() { t.down, failed[1] = pass(client, server) })
-	sent, err := pass(server, client)
-	failed[0] = err
+	back.Go(func() { t.down = pass(client, server) })
+	sent := pass(server, client)
 	back.Wait()
 	t.up += sent
-	return t, errors.Join(failed[:]...)
+	return t
 }
 
 // pass copies one direction.
-func pass(to, from *net.TCPConn) (n int64, err error) {
-	n, err = to.ReadFrom(from)
+func pass(to, from *net.TCPConn) int64 {
+	n, err := to.ReadFrom(from)
 	if err == nil {
 		err = to.CloseWrite()
 	}
@@ -41,7 +39,7 @@ func pass(to, from *net.TCPConn) (n int64, err error) {
 		reset(to)
 		reset(from)
 	}
-	return n, err
+	return n
 }
 
 // reset closes a connection so that the other side cannot take it for a

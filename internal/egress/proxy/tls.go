@@ -3,31 +3,28 @@ package proxy
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/moat-sandbox/moat/internal/audit"
 	"github.com/moat-sandbox/moat/internal/egress/proxy/hello"
+	"github.com/moat-sandbox/moat/internal/policy"
 )
 
 // peekSize is what the first bytes of most connections fit into.
-const peekSize = 4 << 10
+const peekSize = 2 << 10
 
 // opening is what a client has sent before its flow was judged.
 type opening struct {
 	bytes []byte
-	name  string // in canonical form; empty if there is no usable one
-	why   string // what is wrong with it then
-	tls   bool   // it begins as TLS does
+	name  policy.Name // not set if there is no usable one
+	why   string      // what is wrong with it then
+	tls   bool        // it begins as TLS does
 }
 
 // serveTLS judges a connection by the name in its ClientHello. What comes
 // after that is encrypted and passes unseen.
 func (f *flow) serveTLS() {
-	lent, ok := f.proxy.peeks.Get().(*[peekSize]byte)
-	if !ok {
-		lent = new([peekSize]byte)
-	}
-	defer f.proxy.peeks.Put(lent)
-	o := f.peekHello(lent[:0])
+	o := f.peekHello()
 	v := f.judge(o.name, o.why)
 	if !v.allow {
 		f.refuseTLS(v, o.tls)
@@ -37,7 +34,8 @@ func (f *flow) serveTLS() {
 }
 
 // peekHello reads until the name is known, or cannot become so.
-func (f *flow) peekHello(buf []byte) opening {
+func (f *flow) peekHello() opening {
+	buf := make([]byte, 0, peekSize)
 	var r hello.Reader
 	var failed error
 	for done := false; !done && failed == nil; {
@@ -52,8 +50,8 @@ func (f *flow) peekHello(buf []byte) opening {
 	o := opening{bytes: buf, tls: r.IsTLS()}
 	name, err := r.Name()
 	if err == nil {
-		if o.name, err = parseName(name); err != nil {
-			err = fmt.Errorf("the server name %.100q is not valid: %w", name, err)
+		if o.name, err = policy.ParseName(name); err != nil {
+			err = fmt.Errorf("the TLS server name is not usable: %w", err)
 		}
 	}
 	switch {
@@ -96,18 +94,29 @@ func (f *flow) refuseRaw(v verdict) {
 
 // forward connects to where a flow may go and copies until it ends.
 func (f *flow) forward(v verdict, peeked []byte, protocol audit.Protocol) {
-	_ = f.client.SetReadDeadline(noDeadline)
+	_ = f.client.SetReadDeadline(time.Time{})
 	up, err := f.dial(v.to)
 	if err != nil {
-		f.failTLS(v, err, protocol)
+		f.giveUp(v, err, protocol)
 		return
 	}
 	defer up.Close()
 	up.use()
-	t, err := relay(f.client, up.TCPConn, peeked)
-	if err != nil {
-		v.reason += "; the connection broke off"
-	}
+	t := relay(f.client, up.TCPConn, peeked)
 	v.overrule(f.finish())
 	f.record(v, audit.Record{Protocol: protocol, Dst: up.remote, BytesUp: uint64(t.up), BytesDown: uint64(t.down)})
+}
+
+// giveUp ends a flow that is allowed and comes to nothing.
+func (f *flow) giveUp(v verdict, err error, protocol audit.Protocol) {
+	v.fail(err)
+	end := f.finish()
+	v.overrule(end)
+	switch {
+	case !v.allow && end == nil && protocol == audit.TLS:
+		f.refuseTLS(v, true)
+	default:
+		f.record(v, audit.Record{Protocol: protocol})
+		reset(f.client)
+	}
 }

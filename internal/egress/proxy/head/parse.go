@@ -76,36 +76,54 @@ func (r *Request) parseFirst(line []byte) (target string, err error) {
 // is. They must not come twice.
 type framing struct{ host, length, encoding []string }
 
-// parseField reads "NAME: VALUE".
+// parseField reads one of the fields.
 func (r *Request) parseField(line []byte, f *framing) error {
-	if line[0] == ' ' || line[0] == '\t' {
-		return bad("a field is folded over two lines")
+	name, value, err := splitField(line)
+	if err != nil {
+		return err
 	}
-	name, value, ok := bytes.Cut(line, []byte(":"))
-	if !ok || !isTokens(name) {
-		return bad("the field name %.40q is none", name)
-	}
-	value = bytes.Trim(value, " \t")
-	for _, c := range value {
-		if c < ' ' && c != '\t' || c == 0x7f {
-			return bad("the field %.40s has a byte %#02x in it", name, c)
-		}
-	}
-	switch key := textproto.CanonicalMIMEHeaderKey(string(name)); key {
+	switch key := textproto.CanonicalMIMEHeaderKey(name); key {
 	case "Host":
-		f.host = append(f.host, string(value))
+		f.host = append(f.host, value)
 	case "Content-Length":
-		f.length = append(f.length, string(value))
+		f.length = append(f.length, value)
 	case "Transfer-Encoding":
-		f.encoding = append(f.encoding, string(value))
+		f.encoding = append(f.encoding, value)
 	case "Content_length", "Transfer_encoding":
 		// Servers that hand fields to programs as variables take these for the
 		// ones with a dash.
 		return bad("the field name %s is too close to another one", name)
 	default:
-		r.Header[key] = append(r.Header[key], string(value))
+		r.Header[key] = append(r.Header[key], value)
 	}
 	return nil
+}
+
+// ParseField reads "NAME: VALUE" with its line end, as it stands in a head or
+// after a body in chunks.
+func ParseField(line []byte) (name, value string, err error) {
+	field, ok := bytes.CutSuffix(line, []byte("\r\n"))
+	if !ok {
+		return "", "", bad("a line ends in LF without CR")
+	}
+	return splitField(field)
+}
+
+func splitField(line []byte) (name, value string, err error) {
+	if len(line) > 0 && (line[0] == ' ' || line[0] == '\t') {
+		return "", "", bad("a field is folded over two lines")
+	}
+	before, after, ok := bytes.Cut(line, []byte(":"))
+	if !ok || !isTokens(before) {
+		return "", "", bad("the field name %.40q is none", before)
+	}
+	after = bytes.Trim(after, " \t")
+	for _, c := range after {
+		if c < ' ' && c != '\t' || c == 0x7f {
+			return "", "", bad("the field %.40s has a byte %#02x in it", before, c)
+		}
+	}
+	return string(before), string(after), nil
 }
 
 // finish looks at the fields together.

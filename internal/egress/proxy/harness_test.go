@@ -1,0 +1,357 @@
+package proxy_test
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/moat-sandbox/moat/internal/audit"
+	"github.com/moat-sandbox/moat/internal/egress"
+	"github.com/moat-sandbox/moat/internal/egress/proxy"
+	"github.com/moat-sandbox/moat/internal/policy"
+)
+
+// attacker is the address that sandboxes connect to unless a test says
+// otherwise. No policy of these tests allows it, and nobody ever dials it.
+const attacker = "45.60.70.80"
+
+// world is a proxy with sandboxes before it and an internet behind it. All of
+// it is on the loopback: each sandbox has an address of its own there, the
+// kernel's part is played by original, and the dialler's by internet.
+type world struct {
+	proxy   *proxy.Proxy
+	log     *audit.Log
+	tenants *tenants
+	net     *internet
+
+	listen80, listen443 *net.TCPListener
+	stop                func() // and wait
+
+	mu       sync.Mutex
+	original netip.Addr // guarded by mu
+}
+
+func newWorld(t testing.TB, limits proxy.Limits) *world {
+	t.Helper()
+	w := &world{
+		tenants:  &tenants{known: make(map[netip.Addr]egress.Tenant)},
+		net:      &internet{names: make(map[string]string), fail: make(map[string]error)},
+		original: netip.MustParseAddr(attacker),
+	}
+	var err error
+	if w.log, err = audit.New(audit.Config{PerSandbox: 100_000, Total: 100_000}); err != nil {
+		t.Fatal(err)
+	}
+	w.proxy, err = proxy.New(proxy.Config{
+		Tenants: w.tenants, Dialer: w.net, Audit: w.log, Limits: limits,
+		Original: w.destination, Logger: slog.New(slog.NewTextHandler(t.Output(), nil)),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.listen80, w.listen443 = listen(t), listen(t)
+	ctx, cancel := context.WithCancel(context.Background())
+	served := make(chan error, 1)
+	go func() { served <- w.proxy.Serve(ctx, w.listen80, w.listen443) }()
+	w.stop = sync.OnceFunc(func() {
+		cancel()
+		select {
+		case err := <-served:
+			if err != nil {
+				t.Errorf("serve: %v", err)
+			}
+		case <-time.After(10 * time.Second):
+			t.Error("the proxy does not stop")
+		}
+	})
+	t.Cleanup(w.stop)
+	return w
+}
+
+func listen(t testing.TB) *net.TCPListener {
+	t.Helper()
+	ln, err := proxy.Listen(t.Context(), netip.MustParseAddrPort("127.0.0.1:0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ln.Close() })
+	return ln
+}
+
+// destination plays SO_ORIGINAL_DST.
+func (w *world) destination(conn *net.TCPConn) (netip.AddrPort, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	port := uint16(443)
+	if conn.LocalAddr().String() == w.listen80.Addr().String() {
+		port = 80
+	}
+	return netip.AddrPortFrom(w.original, port), nil
+}
+
+// tenants knows which sandbox has which address.
+type tenants struct {
+	mu    sync.Mutex
+	known map[netip.Addr]egress.Tenant
+}
+
+func (t *tenants) Tenant(src netip.Addr) (egress.Tenant, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	found, ok := t.known[src]
+	return found, ok
+}
+
+func (t *tenants) set(src netip.Addr, tenant egress.Tenant) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.known[src] = tenant
+}
+
+func (t *tenants) remove(src netip.Addr) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.known, src)
+}
+
+// box is a sandbox.
+type box struct {
+	w    *world
+	id   string
+	addr netip.Addr
+	gen  uint64
+}
+
+// box makes sandbox number n. Everything is denied but the entries.
+func (w *world) box(t testing.TB, n byte, allow ...string) *box {
+	t.Helper()
+	b := &box{w: w, id: fmt.Sprint("box", n), addr: netip.AddrFrom4([4]byte{127, 0, 1, n})}
+	b.publish(t, allow...)
+	return b
+}
+
+// publish puts a policy in force for new flows.
+func (b *box) publish(t testing.TB, allow ...string) egress.Tenant {
+	t.Helper()
+	p, err := policy.Parse(policy.Document{AllowOut: allow}, policy.Options{Names: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.gen++
+	tenant := egress.Tenant{Sandbox: b.id, Policy: p, Generation: b.gen}
+	b.w.tenants.set(b.addr, tenant)
+	return tenant
+}
+
+// update puts a policy in force for all flows, and returns how many were cut.
+func (b *box) update(t testing.TB, allow ...string) int {
+	t.Helper()
+	return b.w.proxy.Reevaluate(b.id, b.publish(t, allow...))
+}
+
+func (b *box) connect(t testing.TB, ln *net.TCPListener) (*net.TCPConn, error) {
+	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: b.addr.AsSlice()}}
+	conn, err := d.DialContext(t.Context(), "tcp", ln.Addr().String())
+	if err != nil {
+		return nil, err
+	}
+	t.Cleanup(func() { conn.Close() })
+	return conn.(*net.TCPConn), nil
+}
+
+func (b *box) dial(t testing.TB, ln *net.TCPListener) *net.TCPConn {
+	t.Helper()
+	conn, err := b.connect(t, ln)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return conn
+}
+
+// wantNoEntry expects that a connection is reset without having said anything.
+// That may come before connecting is done.
+func (b *box) wantNoEntry(t testing.TB, ln *net.TCPListener) {
+	t.Helper()
+	conn, err := b.connect(t, ln)
+	switch {
+	case err == nil:
+		wantReset(t, conn)
+		conn.Close()
+	case !strings.Contains(err.Error(), "reset"):
+		t.Errorf("got %v, want a reset", err)
+	}
+}
+
+// http and tls connect to ports 80 and 443 of wherever.
+func (b *box) http(t testing.TB) *net.TCPConn { t.Helper(); return b.dial(t, b.w.listen80) }
+func (b *box) tls(t testing.TB) *net.TCPConn  { t.Helper(); return b.dial(t, b.w.listen443) }
+
+// client is an HTTP client in the sandbox.
+func (b *box) client(t testing.TB) *http.Client {
+	tr := &http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) { return b.http(t), nil }}
+	t.Cleanup(tr.CloseIdleConnections)
+	return &http.Client{Transport: tr, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+}
+
+// records returns what the log has about the sandbox, once there are n.
+func (b *box) records(t testing.TB, n int) []audit.Record {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	w := b.w.log.Follow(audit.Filter{Sandbox: b.id})
+	defer w.Close()
+	var all []audit.Record
+	for len(all) < n {
+		page, err := w.Next(ctx)
+		if err != nil {
+			t.Fatalf("%d records, want %d: %+v", len(all), n, all)
+		}
+		all = append(all, page.Records...)
+	}
+	if len(all) > n {
+		t.Fatalf("%d records, want %d: %+v", len(all), n, all)
+	}
+	return all
+}
+
+// internet plays the dialler: names lead to servers on the loopback.
+type internet struct {
+	before func() // called in every dial
+
+	mu    sync.Mutex
+	names map[string]string // to an address and port
+	fail  map[string]error
+	dials []string
+}
+
+func (n *internet) serve(name, addr string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.names[name] = addr
+}
+
+func (n *internet) DialName(ctx context.Context, name string, port uint16) (net.Conn, error) {
+	return n.dial(ctx, fmt.Sprintf("%s:%d", name, port))
+}
+
+func (n *internet) DialAddr(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
+	return n.dial(ctx, addr.String())
+}
+
+func (n *internet) dial(ctx context.Context, target string) (net.Conn, error) {
+	n.mu.Lock()
+	n.dials = append(n.dials, target)
+	addr, ok := n.names[target]
+	err := n.fail[target]
+	n.mu.Unlock()
+	if n.before != nil {
+		n.before()
+	}
+	switch {
+	case err != nil:
+		return nil, err
+	case !ok:
+		return nil, fmt.Errorf("nobody is at %s", target)
+	}
+	return new(net.Dialer).DialContext(ctx, "tcp", addr)
+}
+
+// dialled returns the names and addresses that were dialled.
+func (n *internet) dialled() []string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.Clone(n.dials)
+}
+
+// site serves HTTP under a name on port 80.
+func (w *world) site(t testing.TB, name string, h http.HandlerFunc) *httptest.Server {
+	s := httptest.NewServer(h)
+	t.Cleanup(s.Close)
+	w.net.serve(name+":80", s.Listener.Addr().String())
+	return s
+}
+
+// secure serves HTTPS under a name on port 443, with a certificate for
+// example.com.
+func (w *world) secure(t testing.TB, name string, h http.HandlerFunc) *httptest.Server {
+	s := httptest.NewTLSServer(h)
+	t.Cleanup(s.Close)
+	w.net.serve(name+":443", s.Listener.Addr().String())
+	return s
+}
+
+// serve answers connections to a name and port with a function.
+func (w *world) serve(t testing.TB, target string, handle func(*net.TCPConn)) {
+	ln := listen(t)
+	w.net.serve(target, ln.Addr().String())
+	go func() {
+		for {
+			conn, err := ln.AcceptTCP()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer conn.Close()
+				handle(conn)
+			}()
+		}
+	}()
+}
+
+// discard is a logger for what is not looked at.
+var discard = slog.New(slog.DiscardHandler)
+
+// hello answers with the name that it was asked for.
+func hello(w http.ResponseWriter, r *http.Request) { fmt.Fprintf(w, "hello from %s", r.Host) }
+
+// get asks for a path of a host and returns status and body.
+func get(t testing.TB, c *http.Client, url string) (int, string) {
+	t.Helper()
+	r, err := c.Get(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Body.Close()
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r.StatusCode, string(body)
+}
+
+// ending is how a connection ended: what came, and the error; nil for a
+// regular end.
+func ending(t testing.TB, conn net.Conn) (string, error) {
+	t.Helper()
+	conn.SetReadDeadline(time.Now().Add(5 * time.Second))
+	all, err := io.ReadAll(conn)
+	return string(all), err
+}
+
+// wantReset expects that a connection is reset, at once.
+func wantReset(t testing.TB, conn net.Conn) {
+	t.Helper()
+	if got, err := ending(t, conn); err == nil || !strings.Contains(err.Error(), "reset") {
+		t.Errorf("got %q and %v, want a reset", got, err)
+	}
+}
+
+// eventually waits until something holds.
+func eventually(t testing.TB, what string, holds func() bool) {
+	t.Helper()
+	for end := time.Now().Add(5 * time.Second); !holds(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal(what)
+		}
+	}
+}

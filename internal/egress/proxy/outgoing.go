@@ -1,0 +1,151 @@
+package proxy
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"net/url"
+	"strings"
+	"time"
+
+	"golang.org/x/net/http/httpguts"
+
+	"github.com/moat-sandbox/moat/internal/egress/proxy/head"
+	"github.com/moat-sandbox/moat/internal/policy"
+)
+
+const (
+	// maxIdle is how many servers a session stays connected to at a time.
+	maxIdle        = 4
+	serverIdleTime = 90 * time.Second
+	// continueTime is how long a server may take to ask for a body that is held
+	// back. Not all servers ask.
+	continueTime  = time.Second
+	maxAnswerHead = 256 << 10 // bytes
+)
+
+// newTransport makes the way to servers. Which address is connected to is not
+// up to it: it knows names and asks the flow.
+func (s *session) newTransport() *http.Transport {
+	t := &http.Transport{
+		DialContext:            s.dial,
+		Protocols:              new(http.Protocols),
+		DisableCompression:     true,
+		MaxIdleConns:           maxIdle,
+		MaxIdleConnsPerHost:    1,
+		IdleConnTimeout:        serverIdleTime,
+		ExpectContinueTimeout:  continueTime,
+		MaxResponseHeaderBytes: maxAnswerHead,
+	}
+	t.Protocols.SetHTTP1(true)
+	return t
+}
+
+// dial is what the transport calls for a new connection. Only two things can be
+// asked for: a name, or the address that the client was connecting to. The
+// context is the flow's: a connection that comes too late for this request
+// serves the next.
+func (s *session) dial(_ context.Context, _, address string) (net.Conn, error) {
+	to := destination{addr: s.flow.original}
+	if address != to.hostPort() {
+		host, _, err := net.SplitHostPort(address)
+		if err != nil {
+			return nil, err
+		}
+		if to.name, err = policy.ParseName(host); err != nil {
+			return nil, err
+		}
+	}
+	up, err := s.flow.dial(to)
+	if err != nil {
+		return nil, dialError{err}
+	}
+	return up, nil
+}
+
+// dialError marks what went wrong before anything was sent.
+type dialError struct{ error }
+
+func (e dialError) Unwrap() error { return e.error }
+
+// hostPort names a destination to the transport, which passes it to dial and
+// keeps connections by it.
+func (d destination) hostPort() string {
+	if d.name != (policy.Name{}) {
+		return fmt.Sprintf("%v:%d", d.name, d.addr.Port())
+	}
+	return d.addr.String()
+}
+
+// outgoing writes the request anew.
+func (x *exchange) outgoing(ctx context.Context) *http.Request {
+	r := &http.Request{
+		Method: x.request.Method,
+		URL:    x.url(),
+		Host:   x.host(),
+		Header: endToEnd(x.request.Header),
+		// Or the transport would not wait with a body that is held back.
+		ProtoMajor: 1, ProtoMinor: 1,
+	}
+	if kept := upgrades(x.request.Header); kept != "" {
+		r.Header["Connection"] = []string{"Upgrade"}
+		r.Header["Upgrade"] = []string{kept}
+	}
+	if httpguts.HeaderValuesContainsToken(x.request.Header["Te"], "trailers") {
+		r.Header["Te"] = []string{"trailers"}
+	}
+	if _, ok := r.Header["User-Agent"]; !ok {
+		r.Header["User-Agent"] = nil // or net/http would send its own
+	}
+	if !x.request.Continue {
+		delete(r.Header, "Expect")
+	}
+	if x.body != nil {
+		r.Body, r.ContentLength, r.Trailer = x.body, x.request.Length, x.body.trailer
+		if r.ContentLength == head.Chunked {
+			r.TransferEncoding = []string{"chunked"}
+		}
+	}
+	trace := &httptrace.ClientTrace{
+		GotConn:              x.gotConn,
+		GotFirstResponseByte: x.answering,
+		Got100Continue:       x.askForBody,
+		Got1xxResponse:       x.interim,
+	}
+	return r.WithContext(httptrace.WithClientTrace(ctx, trace))
+}
+
+// url returns the URL that makes net/http send the target as the client did.
+func (x *exchange) url() *url.URL {
+	u := &url.URL{Scheme: "http", Host: x.verdict.to.hostPort(), Opaque: x.request.Target}
+	if strings.HasPrefix(u.Opaque, "//") { // would be sent with the scheme in front
+		path, query, hasQuery := strings.Cut(u.Opaque, "?")
+		u.Opaque, u.RawQuery, u.ForceQuery = "", query, hasQuery && query == ""
+		u.Path, u.RawPath = path, path
+		if plain, err := url.PathUnescape(path); err == nil {
+			u.Path = plain
+		}
+	}
+	return u
+}
+
+// host is the Host that the server is sent: what was judged, not another way
+// to write it.
+func (x *exchange) host() string {
+	a := x.request.Authority
+	a.Port = 0
+	if a.Name != "" {
+		a.Name = x.verdict.name.String()
+	}
+	return a.String()
+}
+
+// gotConn learns which connection the request goes over.
+func (x *exchange) gotConn(info httptrace.GotConnInfo) {
+	if up, ok := info.Conn.(*upstream); ok {
+		up.use()
+		x.remote = up.remote
+	}
+}
