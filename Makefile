@@ -1,4 +1,4 @@
-# Needs Go, root, and for `make test` also node and npm, runc, iproute2,
+# Needs Go, root, and for `make test` also node and npm, chromium, runc, iproute2,
 # nftables, curl, python3 and sudo; .ci/run installs them on Debian.
 
 SHELL       := /bin/bash
@@ -10,7 +10,7 @@ FLAGS   := -trimpath -ldflags "-s -w"
 # What each fuzz target gets; `make fuzz FUZZTIME=1h` for longer.
 FUZZTIME := 10s
 
-.PHONY: all build test check unit e2e sdk demo bench fuzz generate clean
+.PHONY: all build test check unit e2e sdk browser demo bench fuzz generate clean
 
 all: build
 
@@ -21,7 +21,7 @@ build:
 	$(GO) build $(FLAGS) -o bin/moat-lab ./cmd/moat-lab
 
 ## test: everything, in laboratories without a route to the outside
-test: check unit e2e sdk
+test: check unit e2e sdk browser
 
 ## check: what needs no running
 check: build
@@ -42,6 +42,11 @@ sdk: build
 	npm ci --prefix test/sdk --no-audit --no-fund
 	$(GO) test -timeout 15m ./test/sdk
 
+# Real Chromium, Debian's.
+browser: build
+	npm ci --prefix test/browser --no-audit --no-fund
+	$(GO) test -timeout 15m ./test/browser
+
 ## demo: a server, a sandbox and its policy, in a laboratory
 demo: build
 	demo/run
@@ -55,7 +60,7 @@ fuzz: build
 	for file in $$(grep -rl --include='*_test.go' '^func Fuzz' . --exclude-dir=node_modules); do \
 	  for target in $$(grep -o '^func Fuzz[A-Za-z0-9_]*' $$file | cut -c6-); do \
 	    echo "$$target in $$(dirname $$file)"; \
-	    $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) ./$$(dirname $$file); \
+	    $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 200x ./$$(dirname $$file); \
 	  done; \
 	done
 
@@ -64,4 +69,4 @@ generate:
 	$(GO) generate ./...
 
 clean:
-	rm -rf bin internal/guest/image/moat-guest test/sdk/node_modules
+	rm -rf bin internal/guest/image/moat-guest test/sdk/node_modules test/browser/node_modules

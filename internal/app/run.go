@@ -43,14 +43,14 @@ func Run(ctx context.Context, c Config) (err error) {
 
 	gate := &gate{Node: m.node}
 	api, err := control.New(control.Config{
-		Store:        records,
-		Engine:       gate,
-		Templates:    m.templates,
-		Compile:      m.compile,
-		Domain:       c.Domain,
-		Anonymous:    c.Anonymous,
-		MaxTimeout:   c.MaxTimeout,
-		Logger:       c.Logger,
+		Store:      records,
+		Engine:     gate,
+		Templates:  m.templates,
+		Compile:    m.compile,
+		Domain:     c.Domain,
+		Anonymous:  c.Anonymous,
+		MaxTimeout: c.MaxTimeout,
+		Logger:     c.Logger,
 	})
 	if err != nil {
 		return err

@@ -61,9 +61,9 @@ func newRig(t *testing.T, adjust ...func(*Config)) *rig {
 	}
 	config := Config{
 		Store: records, Engine: r.engine, Templates: r.templates,
-		Compile: func(d policy.Document) (*policy.Policy, error) { return policy.Parse(d, policy.Options{}) },
-		MaxTimeout:   24 * time.Hour,
-		Logger:       slog.New(slog.NewTextHandler(&lockedWriter{w: r.log}, nil)),
+		Compile:    func(d policy.Document) (*policy.Policy, error) { return policy.Parse(d, policy.Options{}) },
+		MaxTimeout: 24 * time.Hour,
+		Logger:     slog.New(slog.NewTextHandler(&lockedWriter{w: r.log}, nil)),
 	}
 	for _, change := range adjust {
 		change(&config)

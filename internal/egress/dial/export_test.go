@@ -9,4 +9,6 @@ func Inside(d *Dialer, enter func(connect func() error) error) { d.enter = enter
 var Order = order
 
 // Control asks what is asked right before a socket connects.
-func Control(d *Dialer, address string) error { return d.control(context.Background(), "tcp", address, nil) }
+func Control(d *Dialer, address string) error {
+	return d.control(context.Background(), "tcp", address, nil)
+}
