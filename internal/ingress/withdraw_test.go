@@ -105,7 +105,6 @@ func TestRecheck(t *testing.T) {
 // another request had done so just then.
 type slowLookup struct {
 	*boxes
-	in    *Ingress
 	after func()
 }
 
