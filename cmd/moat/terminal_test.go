@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"strings"
 	"sync"
 	"syscall"
@@ -192,6 +193,11 @@ func TestTerminalWithoutASize(t *testing.T) {
 }
 
 func TestTerminalIsPutBack(t *testing.T) {
+	// Who runs the tests may ignore hang-ups (nohup). Catching them keeps the
+	// programs started here from inheriting that.
+	hangUps := make(chan os.Signal, 1)
+	signal.Notify(hangUps, syscall.SIGHUP)
+	defer signal.Stop(hangUps)
 	server := startServer(t, t.TempDir())
 	c, id := operatorOf(t, server)
 	for name, end := range map[string]struct {
