@@ -44,14 +44,18 @@ type Store struct {
 	reserve reserve
 }
 
+// lockPatience bounds the wait for the lock of an open file. A server that was
+// killed a moment ago may have left it to a child that it was just starting and
+// that has not executed its program yet.
+const lockPatience = 2 * time.Second
+
 // Open opens the file at path, creating it with mode 0600 when there is none.
-// The file stays locked until Close: a second Open, by any process, fails at
-// once.
+// The file stays locked until Close: a second Open, by any process, fails after
+// a short wait.
 func Open(path string) (*Store, error) {
-	// The shortest timeout makes bbolt try the lock exactly once.
 	s := new(Store)
 	db, err := bbolt.Open(path, 0o600, &bbolt.Options{
-		Timeout:      time.Nanosecond,
+		Timeout:      lockPatience,
 		FreelistType: bbolt.FreelistMapType,
 		OpenFile:     s.reserve.openFile,
 	})
