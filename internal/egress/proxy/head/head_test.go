@@ -282,7 +282,7 @@ func FuzzParse(f *testing.F) {
 }
 
 func BenchmarkParse(b *testing.B) {
-	text := "GET /simple/requests/ HTTP/1.1\r\nHost: pypi.org\r\nUser-Agent: pip/25.0\r\nAccept: */*\r\nAccept-Encoding: gzip\r\nConnection: keep-alive\r\n\r\n"
+	text := "GET /simple/requests/ HTTP/1.1\r\nHost: example.com\r\nUser-Agent: fetch/1.0\r\nAccept: */*\r\nAccept-Encoding: gzip\r\nConnection: keep-alive\r\n\r\n"
 	b.SetBytes(int64(len(text)))
 	b.ReportAllocs()
 	in := bufio.NewReader(strings.NewReader(""))
