@@ -184,10 +184,9 @@ func (x *exchange) deny() (more bool) {
 // next request begins is not known.
 func (x *exchange) refuse(malformed *head.Error) (more bool) {
 	x.verdict = x.flow.refusal(ruleMalformed, malformed.What)
-	x.keep = false
-	x.explain(malformed.Status, "malformed request", malformed.What)
+	x.keep, x.status = false, malformed.Status
 	x.record()
-	return false
+	return x.explain(malformed.Status, "malformed request", malformed.What)
 }
 
 // explain sends an answer of our own.

@@ -44,8 +44,9 @@ func (x *exchange) serve() (more bool) {
 	x.keep = keepsAlive(x.request)
 	x.body = x.newBody()
 	if !x.verdict.allow {
+		x.status = http.StatusForbidden
+		x.record() // before the client knows
 		more = x.deny()
-		x.record()
 		return x.settleBody() && more
 	}
 	more = x.forward()
@@ -131,7 +132,8 @@ func (x *exchange) record() {
 	}
 	if x.request != nil {
 		r.Method = x.request.Method
-		r.Path, _, _ = strings.Cut(x.request.Target, "?")
+		path, _, _ := strings.Cut(x.request.Target, "?")
+		r.Path = strings.Clone(path) // does not keep the query in memory
 	}
 	x.flow.record(x.verdict, r)
 }

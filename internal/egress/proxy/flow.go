@@ -51,8 +51,8 @@ func (f *flow) serve() {
 	defer f.leave()
 	var err error
 	if f.original, err = f.proxy.original(f.client); err != nil {
-		f.proxy.log.Warn("connection without an original destination", "sandbox", f.box.sandbox, "err", err)
-		reset(f.client)
+		f.proxy.log.Debug("connection without an original destination", "sandbox", f.box.sandbox, "err", err)
+		f.refuseRaw(f.refusal(ruleMalformed, "the connection was made to the proxy itself"))
 		return
 	}
 	_ = f.client.SetReadDeadline(f.began.Add(f.proxy.limits.Peek)) // fails only on a closed connection, as all of these
@@ -156,16 +156,12 @@ func (f *flow) dial(to destination) (*upstream, error) {
 }
 
 // attach makes a fresh connection known, so that the end of the flow finds it.
-// The policy may have changed since the dial began.
+// That may have come while it was made.
 func (f *flow) attach(conn *net.TCPConn, to destination) (*upstream, error) {
 	up := &upstream{TCPConn: conn, flow: f, to: to, remote: addrOf(conn.RemoteAddr())}
 	f.box.mu.Lock()
 	defer f.box.mu.Unlock()
-	t, err := f.tenant()
-	if err == nil && !permits(t.Policy, to, up.remote) {
-		err = errDenied
-	}
-	if err != nil {
+	if err := f.ctx.Err(); err != nil {
 		reset(conn)
 		return nil, err
 	}

@@ -6,29 +6,45 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/moat-sandbox/moat/internal/egress"
 )
 
-// keepAlive finds out within about two minutes that a client is gone.
-var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 60 * time.Second, Interval: 15 * time.Second, Count: 4}
-
-// Listen opens a listener for Serve.
+// Listen opens a listener for Serve. Its connections find out within about two
+// minutes that the other side is gone.
 func Listen(ctx context.Context, addr netip.AddrPort) (*net.TCPListener, error) {
 	network := "tcp4"
 	if addr.Addr().Is6() {
 		network = "tcp6"
 	}
-	lc := net.ListenConfig{KeepAliveConfig: keepAlive}
+	// Connections inherit it from the listener, which saves to set it for each.
+	lc := net.ListenConfig{KeepAlive: -1, Control: setKeepAlive}
 	ln, err := lc.Listen(ctx, network, addr.String())
 	if err != nil {
 		return nil, fmt.Errorf("proxy: %w", err)
 	}
 	return ln.(*net.TCPListener), nil // what listening on "tcp4" and "tcp6" gives
+}
+
+func setKeepAlive(_, _ string, raw syscall.RawConn) error {
+	var failed error
+	err := raw.Control(func(fd uintptr) {
+		for _, o := range []struct{ level, option, value int }{
+			{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
+			{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 60}, // seconds, as the next
+			{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 15},
+			{unix.IPPROTO_TCP, unix.TCP_KEEPCNT, 4},
+		} {
+			failed = errors.Join(failed, os.NewSyscallError("setsockopt", unix.SetsockoptInt(int(fd), o.level, o.option, o.value)))
+		}
+	})
+	return errors.Join(err, failed)
 }
 
 // Serve accepts connections until ctx ends. Then it closes the listeners,

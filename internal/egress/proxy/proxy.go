@@ -9,6 +9,11 @@
 // connection without a usable name is judged by that address, as any other.
 // What is refused is told why, as far as its protocol can carry it.
 //
+// What follows a ClientHello passes unseen. A server that is allowed and serves
+// several names can be asked for any of them inside (domain fronting), with an
+// encrypted ClientHello as well: the name that is judged is the outer one.
+// Requests in the clear have no such gap.
+//
 // Every connection is known from accept to its end. When the policy of its
 // sandbox changes, those that the new one denies are reset, in the middle of
 // whatever they do.

@@ -64,8 +64,6 @@ func explain(err error) string {
 		return reasoned.Reason()
 	case errors.As(err, &forbidden):
 		return forbidden.Error()
-	case errors.Is(err, errEnded), errors.Is(err, errDenied):
-		return err.Error()
 	}
 	return "the destination cannot be connected to"
 }

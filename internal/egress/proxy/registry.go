@@ -78,7 +78,6 @@ var (
 	errConnections = errors.New("the sandbox has too many connections open")
 	errUndecided   = errors.New("the sandbox has too many connections open that have not said where they go")
 	errEnded       = errors.New("the sandbox has ended")
-	errDenied      = errors.New("the policy has changed in the meantime")
 )
 
 // enter counts a flow in.

@@ -141,9 +141,10 @@ func TestAttack30HTTP(t *testing.T) {
 	if status := ask("idle.example"); status != 403 {
 		t.Errorf("a name that is not allowed any more: %d", status)
 	}
-	r := b.records(t, 4)[1]
-	if r.Verdict != policy.Deny || r.Name != "slow.example" || r.Generation != 2 || r.Status != 200 || r.BytesDown == 0 {
-		t.Errorf("record %+v", r)
+	for _, r := range b.records(t, 4) {
+		if r.Name == "slow.example" && (r.Verdict != policy.Deny || r.Generation != 2 || r.Status != 200 || r.BytesDown == 0) {
+			t.Errorf("record %+v", r)
+		}
 	}
 }
 
