@@ -221,7 +221,7 @@ func TestAdoption(t *testing.T) {
 	}
 	change(expired.ID, func(s *store.Sandbox) { s.EndAt = time.Now().Add(-time.Second) })
 	change(kept.ID, func(s *store.Sandbox) { s.Network = policy.Document{} })
-	_ = r.boxes[lost.Box].guest.Close()
+	r.boxes[lost.Box].hangUp()
 	delete(r.boxes, lost.Box)
 	if err := r.store.CreateSandbox(ctx, store.Sandbox{ID: half, Team: "a", State: sandbox.Stopping, Box: "bgone", Slot: 99}); err != nil {
 		t.Fatal(err)

@@ -59,9 +59,7 @@ func (r *rig) stop() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, b := range r.boxes {
-		if b.guest != nil {
-			_ = b.guest.Close()
-		}
+		b.hangUp()
 	}
 }
 
@@ -289,6 +287,7 @@ type rigBox struct {
 	id    string
 	slot  kernel.Slot
 	guest *http.Server
+	door  net.Listener // closed by us: a server does not know it before it serves
 	told  api.GuestInit
 	once  sync.Once
 	ended chan struct{}
@@ -305,9 +304,17 @@ func (b *rigBox) Start(context.Context, sandbox.StartSpec) error {
 	if err != nil {
 		return err
 	}
-	b.guest = &http.Server{Handler: b.handler()}
+	b.door, b.guest = l, &http.Server{Handler: b.handler()}
 	go func() { _ = b.guest.Serve(l) }()
 	return nil
+}
+
+// hangUp ends the guest, if there is one.
+func (b *rigBox) hangUp() {
+	if b.guest != nil {
+		_ = b.door.Close()
+		_ = b.guest.Close()
+	}
 }
 
 func (b *rigBox) Wait(ctx context.Context) (sandbox.Exit, error) {
@@ -326,9 +333,7 @@ func (b *rigBox) Destroy(context.Context) error {
 		return err
 	}
 	b.once.Do(func() { close(b.ended) })
-	if b.guest != nil {
-		_ = b.guest.Close()
-	}
+	b.hangUp()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	delete(b.boxes, b.id)
