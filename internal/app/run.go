@@ -29,6 +29,9 @@ func Run(ctx context.Context, c Config) (err error) {
 	}
 	down.add("close store", records.Close)
 
+	if len(c.UpstreamDNS) > 0 {
+		c.Logger.Warn("--upstream-dns has no effect yet: policies know addresses only")
+	}
 	doors, err := listen(c)
 	if err != nil {
 		return err
