@@ -44,8 +44,8 @@ proxy:               internal/egress/proxy/... -> internal/egress/proxy/... inte
 drivers are leaves:  internal/sandbox/gvisor internal/sandbox/namespaces -> internal/sandbox
 templates:           internal/template/... -> internal/template/... internal/sandbox internal/store
 guest daemon:        internal/guest/... -> internal/guest/... api/...
-public URLs:         internal/ingress -> internal/ingress/link internal/sandbox internal/secret api
-links, certificates: internal/ingress/link internal/ingress/cert -> internal/secret
+public URLs:         internal/ingress -> internal/ingress/link internal/ingress/wire internal/sandbox internal/secret api
+its parts:           internal/ingress/link internal/ingress/cert internal/ingress/wire -> internal/secret
 
 http api:            internal/control -> api internal/store internal/sandbox internal/policy internal/secret
 node:                internal/node -> api internal/store internal/sandbox internal/policy internal/secret internal/egress/kernel internal/template

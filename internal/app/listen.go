@@ -86,7 +86,7 @@ func (l *listeners) close() {
 func (l *listeners) serve(ctx context.Context, public, operator *ingress.Ingress) error {
 	type door struct {
 		listener net.Listener
-		server   *http.Server
+		server   *ingress.Server
 	}
 	var doors []door
 	add := func(listener net.Listener, in *ingress.Ingress) {

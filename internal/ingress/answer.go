@@ -62,9 +62,7 @@ func (a *answer) begin() {
 // over reports whether the exchange must not go on. Called with up.mu held.
 func (a *answer) over() bool { return a.x.up.ended || a.refused != nil }
 
-// cut breaks the exchange off, whatever it is waiting for. An answer that has
-// not begun is left alone: its handler can still say what happened. Called
-// with up.mu held, and never after the handler has returned.
+// cut implements party.
 func (a *answer) cut() {
 	switch {
 	case a.client != nil:
@@ -76,13 +74,15 @@ func (a *answer) cut() {
 	}
 }
 
-// withdraw ends the exchange for a reason that its client is told, if that is
-// still possible. Called like cut.
+// withdraw implements party.
 func (a *answer) withdraw(why *failure) {
 	a.refused = why
 	a.cut()
 	a.stop(errRefused)
 }
+
+// subject implements party.
+func (a *answer) subject() (route, *http.Request) { return a.x.route, a.x.request }
 
 // withdrawn is why access was withdrawn, if it was.
 func (a *answer) withdrawn() *failure {

@@ -137,7 +137,7 @@ func TestClientLeavesWhileDialling(t *testing.T) {
 	eventually(t, "the exchange is over", func() bool {
 		up.mu.Lock()
 		defer up.mu.Unlock()
-		return len(up.answers) == 0
+		return len(up.parties) == 0
 	})
 	if took := time.Since(start); took > patience/2 {
 		t.Errorf("went on for %v", took)

@@ -139,7 +139,7 @@ func TestEndFreesStalledClients(t *testing.T) {
 		eventually(t, "the exchange is over", func() bool {
 			up.mu.Lock()
 			defer up.mu.Unlock()
-			return len(up.answers) == 0
+			return len(up.parties) == 0
 		})
 	})
 }
@@ -158,7 +158,7 @@ func TestLateConnection(t *testing.T) {
 	defer far.Close()
 	up := newUpstream(Target{Addr: netip.IPv6Loopback()})
 	up.end()
-	if conn, err := up.adopt(near.(*net.TCPConn)); !errors.Is(err, errEnded) {
+	if conn, err := up.adopt(near.(*net.TCPConn), 80); !errors.Is(err, errEnded) {
 		t.Errorf("got %v, %v", conn, err)
 	}
 	if _, err := far.Read(make([]byte, 1)); !isReset(err) {

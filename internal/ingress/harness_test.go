@@ -119,12 +119,12 @@ func newWorld(t testing.TB, change ...func(*Config)) *world {
 		t.Fatal(err)
 	}
 	srv := w.in.Server()
-	srv.TLSConfig = &tls.Config{Certificates: []tls.Certificate{testCertificate(t)}}
+	config := &tls.Config{Certificates: []tls.Certificate{testCertificate(t)}, NextProtos: []string{"h2", "http/1.1"}}
 	plain, secure := listen(t, "127.0.0.1:0"), listen(t, "127.0.0.1:0")
 	w.plain, w.tls = plain.Addr().String(), secure.Addr().String()
 	var serving sync.WaitGroup
 	serving.Go(func() { srv.Serve(plain) })
-	serving.Go(func() { srv.ServeTLS(secure, "", "") })
+	serving.Go(func() { srv.Serve(tls.NewListener(secure, config)) })
 	t.Cleanup(func() {
 		srv.Close()
 		w.in.Close()

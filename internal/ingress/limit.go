@@ -73,22 +73,29 @@ func clientAddr(r *http.Request) netip.Addr {
 // clients counts the connections of clients and refuses those beyond a limit.
 type clients struct {
 	limit    int64
-	http     atomic.Int64 // of net/http's
-	upgraded atomic.Int64 // taken from it
+	http     atomic.Int64 // that speak HTTP
+	upgraded atomic.Int64 // that do not any more
 	refused  atomic.Uint64
 }
 
 func (c *clients) count() int64 { return c.http.Load() + c.upgraded.Load() }
 
-// watch is a server's ConnState hook.
-func (c *clients) watch(conn net.Conn, state http.ConnState) {
-	switch state {
-	case http.StateNew:
-		if c.http.Add(1)+c.upgraded.Load() > c.limit {
-			c.refused.Add(1)
-			reset(conn) // net/http finds it closed and says so to this hook
-		}
-	case http.StateClosed, http.StateHijacked:
-		c.http.Add(-1)
+// enter counts a connection, and reports whether there was room for it.
+func (c *clients) enter() bool {
+	if c.http.Add(1)+c.upgraded.Load() <= c.limit {
+		return true
+	}
+	c.http.Add(-1)
+	c.refused.Add(1)
+	return false
+}
+
+func (c *clients) leave() { c.http.Add(-1) }
+
+// watch is net/http's ConnState hook. Its connections have entered before they
+// came to it.
+func (c *clients) watch(_ net.Conn, state http.ConnState) {
+	if state == http.StateClosed || state == http.StateHijacked {
+		c.leave()
 	}
 }

@@ -363,7 +363,7 @@ func TestManyAtOnce(t *testing.T) {
 					got, err := io.ReadAll(resp.Body)
 					resp.Body.Close()
 					if err != nil || string(got) != path+" "+body {
-						t.Errorf("%s: got %.40q, %v", path, got, err)
+						t.Errorf("%s: got %.400q, %v", path, got, err)
 					}
 				}
 			})

@@ -34,7 +34,21 @@ type upstream struct {
 	mu      sync.Mutex
 	ended   bool                       // guarded by mu, as are the two below
 	conns   map[*upstreamConn]struct{} // into the sandbox, idle ones too
-	answers map[*answer]struct{}
+	parties map[party]struct{}
+	idle    lines
+}
+
+// party is a client's side of an exchange. Its methods are called with up.mu
+// held, and not after it has left.
+type party interface {
+	// cut breaks an answer off that has begun, whatever it is waiting for. One
+	// that has not is left alone: the client can still be told what happened.
+	cut()
+	// withdraw ends the exchange for a reason that the client is told, if that
+	// is still possible.
+	withdraw(why *failure)
+	// subject is what was asked for.
+	subject() (route, *http.Request)
 }
 
 const (
@@ -55,7 +69,7 @@ func newUpstream(t Target) *upstream {
 		life:    life,
 		cancel:  cancel,
 		conns:   make(map[*upstreamConn]struct{}),
-		answers: make(map[*answer]struct{}),
+		parties: make(map[party]struct{}),
 	}
 	up.http1, up.http2 = up.newTransport(), up.newTransport()
 	up.http1.Protocols.SetHTTP1(true)
@@ -141,41 +155,42 @@ func (up *upstream) end() {
 	up.cancel()
 	// Clients first: once a connection into the sandbox breaks, its handler
 	// would close the client's end in good order.
-	for a := range up.answers {
-		a.cut()
+	for p := range up.parties {
+		p.cut()
 	}
 	for c := range up.conns {
 		reset(c.TCPConn)
 	}
+	up.idle.stop()
 }
 
-// enter counts an answer in, and leave out again.
-func (up *upstream) enter(a *answer, limit int) error {
+// enter counts a party in, and leave out again.
+func (up *upstream) enter(p party, limit int) error {
 	up.mu.Lock()
 	defer up.mu.Unlock()
 	switch {
 	case up.ended:
 		return errEnded
-	case len(up.answers) >= limit:
+	case len(up.parties) >= limit:
 		return errBusy
 	}
-	up.answers[a] = struct{}{}
+	up.parties[p] = struct{}{}
 	return nil
 }
 
-// leave returns once end no longer touches the answer.
-func (up *upstream) leave(a *answer) {
+// leave returns once nobody touches the party any more.
+func (up *upstream) leave(p party) {
 	up.mu.Lock()
 	defer up.mu.Unlock()
-	delete(up.answers, a)
+	delete(up.parties, p)
 }
 
 // withdraw ends one exchange, unless it is over already.
-func (up *upstream) withdraw(a *answer, why *failure) {
+func (up *upstream) withdraw(p party, why *failure) {
 	up.mu.Lock()
 	defer up.mu.Unlock()
-	if _, open := up.answers[a]; open {
-		a.withdraw(why)
+	if _, open := up.parties[p]; open {
+		p.withdraw(why)
 	}
 }
 
@@ -184,9 +199,10 @@ func (up *upstream) withdraw(a *answer, why *failure) {
 func (up *upstream) recheck(t Target, now time.Time) {
 	up.mu.Lock()
 	defer up.mu.Unlock()
-	for a := range up.answers {
-		if _, why := t.admit(a.x.route, a.x.request, now); why != nil {
-			a.withdraw(why)
+	for p := range up.parties {
+		rt, r := p.subject()
+		if _, why := t.admit(rt, r, now); why != nil {
+			p.withdraw(why)
 		}
 	}
 }
@@ -208,12 +224,12 @@ func (up *upstream) dial(ctx context.Context, _, address string) (net.Conn, erro
 	if err != nil {
 		return nil, err
 	}
-	return up.adopt(raw.(*net.TCPConn)) // what dialling "tcp" gives
+	return up.adopt(raw.(*net.TCPConn), want.Port()) // what dialling "tcp" gives
 }
 
 // adopt makes a fresh connection known, so that end finds it.
-func (up *upstream) adopt(tcp *net.TCPConn) (net.Conn, error) {
-	conn := &upstreamConn{TCPConn: tcp, up: up}
+func (up *upstream) adopt(tcp *net.TCPConn, port uint16) (*upstreamConn, error) {
+	conn := &upstreamConn{TCPConn: tcp, up: up, port: port}
 	up.mu.Lock()
 	defer up.mu.Unlock()
 	if up.ended {
@@ -227,7 +243,11 @@ func (up *upstream) adopt(tcp *net.TCPConn) (net.Conn, error) {
 // upstreamConn is a connection that its upstream knows of until it is closed.
 type upstreamConn struct {
 	*net.TCPConn
-	up *upstream
+	up   *upstream
+	port uint16
+	// The rest is for those that callers use.
+	used  bool
+	since time.Time // idle; guarded by up.mu
 }
 
 func (c *upstreamConn) Close() error {

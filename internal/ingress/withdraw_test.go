@@ -125,12 +125,14 @@ func TestRecheckMissesNobody(t *testing.T) {
 	b := w.servePrivate(func(http.ResponseWriter, *http.Request) { t.Error("the sandbox was contacted") })
 	c := w.client("h1")
 	for what, x := range map[string]struct {
+		method string
 		change func(*box)
 		status int
 		code   string
 	}{
-		"new token":    {func(b *box) { b.Token = secret.New("new") }, 403, "traffic_token_invalid"},
-		"another life": {func(b *box) { b.Done = make(chan struct{}) }, 502, "sandbox_not_found"},
+		"new token":                {"OPTIONS", func(b *box) { b.Token = secret.New("new") }, 403, "traffic_token_invalid"},
+		"new token, plain request": {"GET", func(b *box) { b.Token = secret.New("new") }, 403, "traffic_token_invalid"},
+		"another life":             {"OPTIONS", func(b *box) { b.Done = make(chan struct{}) }, 502, "sandbox_not_found"},
 	} {
 		w.boxes.put(b)
 		changed := *b
@@ -139,7 +141,7 @@ func TestRecheckMissesNobody(t *testing.T) {
 			w.boxes.put(&changed)
 			w.in.Recheck(b.ID)
 		}}
-		req := c.request(t, "GET", b.host(), "/", nil)
+		req := c.request(t, x.method, b.host(), "/", nil)
 		req.Header.Set("E2b-Traffic-Access-Token", b.Token.Reveal())
 		t.Run(what, func(t *testing.T) { wantFailure(t, c.do(t, req), x.status, x.code) })
 	}

@@ -67,11 +67,11 @@ func newStage(t *testing.T, domain string, authority *cert.Authority) *stage {
 		t.Fatal(err)
 	}
 	server := s.in.Server()
-	server.TLSConfig = &tls.Config{GetCertificate: authority.Certificate}
+	config := &tls.Config{GetCertificate: authority.Certificate, NextProtos: []string{"h2", "http/1.1"}}
 	plain, secure := listen(t, "127.0.0.1:0"), listen(t, "127.0.0.1:0")
 	s.addr["http"], s.addr["https"] = addrOf(plain), addrOf(secure)
 	go server.Serve(plain)
-	go server.ServeTLS(secure, "", "")
+	go server.Serve(tls.NewListener(secure, config))
 	t.Cleanup(func() {
 		server.Close()
 		s.in.Close()

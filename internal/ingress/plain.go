@@ -1,0 +1,280 @@
+package ingress
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"net"
+	"net/http"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/moat-sandbox/moat/api"
+	"github.com/moat-sandbox/moat/internal/ingress/link"
+	"github.com/moat-sandbox/moat/internal/ingress/wire"
+)
+
+// plainDialTimeout bounds the one attempt at a connection that a caller makes.
+// The slower half tries longer and has a word for each way of failing.
+const plainDialTimeout = 250 * time.Millisecond
+
+// serveOne passes the request in buf on, if it is plain and let in, and its
+// answer back. While the outcome can still be beyond, nothing has been sent to
+// the sandbox, or only what may be sent twice.
+func (c *caller) serveOne() outcome {
+	if !c.readPlain() {
+		return beyond
+	}
+	x := &c.exchange
+	*x = exchange{in: c.in, route: c.route, changes: c.in.changes.Load()}
+	target, ok := c.in.sandboxes.Sandbox(c.route.id)
+	if !ok || !target.complete(c.route.address) || target.scheme(c.route.port) != "http" || !isPlainHost(target.MaskHost) {
+		return beyond
+	}
+	x.target = target
+	grant, fail := target.admit(c.route, c.credentials(), time.Time{})
+	if fail != nil {
+		return beyond
+	}
+	var err error
+	if x.up, err = c.in.upstream(target); err != nil {
+		return beyond
+	}
+	x.meter.tallies = [...]*tally{&c.in.total, &x.up.tally}
+	c.begun, c.refused = false, nil
+	if err := x.up.enter(c, c.in.maxInFlight); err != nil {
+		return beyond
+	}
+	if fail := c.recheckNow(); fail != nil {
+		x.up.leave(c)
+		return beyond
+	}
+	return c.pass(grant)
+}
+
+// readPlain reads the request in buf and where it goes; false when net/http
+// must.
+func (c *caller) readPlain() bool {
+	head := c.buf[:wire.End(c.buf[:c.n])]
+	// Links are for browsers, which mostly come by HTTP/2 anyway.
+	if !c.request.Parse(head) || bytes.Contains(head, []byte(link.Parameter)) {
+		return false
+	}
+	if c.request.Length > maxPlain {
+		return false
+	}
+	c.size = len(head) + int(c.request.Length)
+	if string(c.request.Host) != c.host && !c.findHost() {
+		return false
+	}
+	return c.awaitBody()
+}
+
+// isPlainHost reports whether a mask can be written into a head as it is.
+func isPlainHost(mask string) bool {
+	return !strings.ContainsFunc(mask, func(c rune) bool { return c <= ' ' || c >= 0x7f })
+}
+
+// findHost looks where the request's host leads.
+func (c *caller) findHost() bool {
+	host := string(c.request.Host)
+	kind, addr, err := parseHost(host, c.in.domain)
+	// The guest daemon has paths that need a closer look.
+	if err != nil || kind != sandboxHost || addr.port == api.GuestPort {
+		return false
+	}
+	c.host, c.route = host, route{address: addr, by: byHost}
+	scheme := "http"
+	if c.tcp == nil {
+		scheme = "https"
+	}
+	c.forwarded = c.forwarded[:0]
+	if c.from.IsValid() {
+		c.forwarded = append(c.forwarded, "X-Forwarded-For: "+c.from.String()+"\r\n"...)
+	}
+	c.forwarded = append(c.forwarded, "X-Forwarded-Host: "+host+"\r\nX-Forwarded-Proto: "+scheme+"\r\n"...)
+	return true
+}
+
+// credentials is the request with the tokens in it, which is what admit looks
+// at where there are no link cookies. Without them nobody is let in who needs
+// them; so if admit ever looks at more, requests get slower, not freer.
+func (c *caller) credentials() *http.Request {
+	if c.tokens.Header == nil {
+		c.tokens.Header = make(http.Header)
+	}
+	clear(c.tokens.Header)
+	for i := range c.request.Len() {
+		name := c.request.Name(i)
+		if !mayBeOurs(name) {
+			continue
+		}
+		for _, token := range []string{headerE2BToken, headerCubeToken, headerGuestToken} {
+			if len(name) == len(token) && strings.EqualFold(string(name), token) {
+				c.tokens.Header[token] = append(c.tokens.Header[token], string(c.request.Value(i)))
+			}
+		}
+	}
+	return &c.tokens
+}
+
+// recheckNow is like exchange's.
+func (c *caller) recheckNow() *failure {
+	if c.in.changes.Load() == c.exchange.changes {
+		return nil
+	}
+	c.exchange.request = c.parsed()
+	return c.exchange.recheckNow()
+}
+
+// pass finds a connection into the sandbox and exchanges request and answer on
+// it.
+func (c *caller) pass(g grant) outcome {
+	x := &c.exchange
+	defer x.up.leave(c)
+	for _, t := range x.meter.tallies {
+		t.inFlight.Add(1)
+		defer t.inFlight.Add(-1)
+	}
+	if c.in.observer != nil {
+		x.record = Record{
+			Time: time.Now(), Client: c.from, Sandbox: c.route.id, Port: c.route.port,
+			Method: string(c.request.Method), Path: string(c.request.Path()), Verdict: Allowed, Reason: g.reason,
+		}
+	}
+	work := c.in.buffers.Get()
+	defer c.in.buffers.Put(work)
+	line := x.up.take(c.route.port)
+	result, died := beyond, true
+	if line != nil {
+		result, died = c.try(line, work)
+	}
+	if died {
+		if line = c.dial(); line == nil {
+			return beyond
+		}
+		result, _ = c.try(line, work)
+	}
+	c.in.total.requests.Add(1)
+	x.up.tally.requests.Add(1)
+	x.finish()
+	return result
+}
+
+// try sends the request on a connection and passes the answer back. died says
+// that this did not come about because the connection had ended while nobody
+// used it, so that the request may be sent on another one.
+func (c *caller) try(line *upstreamConn, work []byte) (result outcome, died bool) {
+	x := &c.exchange
+	if !x.up.use(line, c) {
+		_ = line.Close()
+		return c.fail(errRefused), false
+	}
+	_ = line.SetReadDeadline(time.Now().Add(slowAnswer)) // if it is closed, reading fails too
+	old := line.used
+	if old && !line.isQuiet() {
+		_ = line.Close()
+		return beyond, true
+	}
+	line.used = true
+	n := 0
+	sent, err := line.Write(c.writeRequest(work[:0]))
+	if err == nil {
+		n, err = c.receive(line, work)
+	}
+	if err == nil {
+		x.meter.toApp(int(c.request.Length))
+		return c.relay(line, work, n), false
+	}
+	_ = line.Close()
+	if !c.unwatch() {
+		return over, false // nobody is listening any more
+	}
+	if old && n == 0 && (sent == 0 || c.mayRepeat()) && x.up.goesOn(c) {
+		return beyond, true
+	}
+	return c.fail(err), false
+}
+
+// mayRepeat reports whether the request may be sent again when it is not known
+// whether it was received. The rule is net/http's.
+func (c *caller) mayRepeat() bool {
+	if c.request.Length > 0 {
+		return false
+	}
+	if method := c.request.Method[0]; method == 'G' || method == 'H' { // GET, HEAD
+		return true
+	}
+	r := c.parsed()
+	return r.Header.Get("Idempotency-Key") != "" || r.Header.Get("X-Idempotency-Key") != ""
+}
+
+// dial makes one attempt.
+func (c *caller) dial() *upstreamConn {
+	up := c.exchange.up
+	ctx, cancel := context.WithTimeout(up.life, plainDialTimeout)
+	defer cancel()
+	raw, err := up.dialer.DialContext(ctx, "tcp", netip.AddrPortFrom(up.addr, c.route.port).String())
+	if err != nil {
+		return nil
+	}
+	line, err := up.adopt(raw.(*net.TCPConn), c.route.port) // what dialling "tcp" gives
+	if err != nil {
+		return nil
+	}
+	return line
+}
+
+// writeRequest appends the request as the sandbox gets it.
+func (c *caller) writeRequest(out []byte) []byte {
+	r, x := &c.request, &c.exchange
+	out = append(out, r.Method...)
+	out = append(out, ' ')
+	out = append(out, r.Target...)
+	out = append(out, " HTTP/1.1\r\nHost: "...)
+	if x.target.MaskHost != "" {
+		out = append(out, strings.ReplaceAll(x.target.MaskHost, "${PORT}", strconv.Itoa(int(c.route.port)))...)
+	} else {
+		out = append(out, c.host...)
+	}
+	out = append(out, "\r\n"...)
+	for i := range r.Len() {
+		name := r.Name(i)
+		if r.IsHost(i) || wire.IsHop(name) || mayBeOurs(name) && x.isOurs(http.CanonicalHeaderKey(string(name)), []string{string(r.Value(i))}) {
+			continue
+		}
+		out = append(out, r.Line(i)...)
+	}
+	out = append(out, c.forwarded...)
+	out = append(out, "\r\n"...)
+	return append(out, c.buf[c.size-int(r.Length):c.size]...)
+}
+
+// mayBeOurs is true of every name that isOurs looks for, and of few others.
+func mayBeOurs(name []byte) bool {
+	switch name[0] | 0x20 {
+	case 'x':
+		return true
+	case 'a':
+		return len(name) == len("Authorization")
+	case 'f':
+		return len(name) == len("Forwarded")
+	case 'e':
+		return len(name) > 1 && name[1] == '2'
+	case 'c':
+		return len(name) > 1 && name[1]|0x20 == 'u'
+	}
+	return false
+}
+
+// parsed is the request as net/http reads it, with the body left out.
+func (c *caller) parsed() *http.Request {
+	head := c.buf[:c.size-int(c.request.Length)]
+	r, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(head)))
+	if err != nil { // never: FuzzRequest of package wire holds both to the same
+		r = &http.Request{Method: http.MethodGet, Header: make(http.Header)}
+	}
+	return r
+}
