@@ -136,16 +136,14 @@ func (x *exchange) askForBody() {
 	x.sendContinue()
 }
 
-// holdsBody reports whether the client holds the body back, and is right to do
-// so as the server answers without it. A client whose server has said nothing
-// for a while is asked for the body.
-func (x *exchange) holdsBody() bool {
+// wantBody asks the client for a body that it holds back, because the server
+// has said nothing for a while. If the server has answered, that was all.
+func (x *exchange) wantBody() {
 	x.outMu.Lock()
 	defer x.outMu.Unlock()
 	if !x.answered {
 		x.sendContinue()
 	}
-	return x.request.Continue && !x.continued
 }
 
 // sendContinue sends "100 Continue" to who waits for it. The caller holds outMu.

@@ -20,8 +20,7 @@ type body struct {
 	trailer  http.Header   // filled in at the end; nil without announced trailers
 	closed   chan struct{} // by who was given the body
 	close    sync.Once
-	given    bool          // to the transport, which closes it
-	unwanted chan struct{} // closed when nobody waits for a body held back
+	given    bool // to the transport, which closes it
 
 	mu    sync.Mutex
 	ended func() // called at the end of the body; nil if nobody wants to know
@@ -31,7 +30,7 @@ type body struct {
 
 // newBody returns nil for a request without a body.
 func (x *exchange) newBody() *body {
-	b := &body{exchange: x, closed: make(chan struct{}), unwanted: make(chan struct{})}
+	b := &body{exchange: x, closed: make(chan struct{})}
 	switch length := x.request.Length; {
 	case length == 0:
 		return nil
@@ -53,15 +52,9 @@ func (x *exchange) newBody() *body {
 // is read.
 func (b *body) send(ended func()) { b.given, b.ended = true, ended }
 
-var errHeldBack = errors.New("the client holds the body back")
-
 // Read implements io.Reader.
 func (b *body) Read(p []byte) (int, error) {
-	if b.exchange.holdsBody() {
-		// An error would take the place of the server's answer.
-		<-b.unwanted
-		return 0, errHeldBack
-	}
+	b.exchange.wantBody()
 	n, err := b.from.Read(p)
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -107,26 +100,20 @@ func (x *exchange) settleBody() bool {
 	if b == nil {
 		return true
 	}
-	held := x.request.Continue && !x.continued
-	if held {
-		close(b.unwanted)
-	}
+	held := x.request.Continue && !x.continued // and nobody asks for it now
 	if b.given {
-		late := time.NewTimer(lingerTime)
+		late := time.AfterFunc(lingerTime, x.stopReading)
 		defer late.Stop()
-		select {
-		case <-b.closed:
-		case <-late.C: // the answer did not wait for the body; neither do we
-			_ = x.flow.client.SetReadDeadline(time.Unix(1, 0))
-			<-b.closed
-			return false
+		if held {
+			x.stopReading()
 		}
+		<-b.closed
 	}
 	if err := b.end(); err != nil {
 		return errors.Is(err, io.EOF)
 	}
 	if !x.keep || held {
-		return false // who was not asked for the body may send it or not
+		return false // a body that was not asked for may come or not
 	}
 	b.ended = nil
 	_ = x.flow.client.SetReadDeadline(time.Now().Add(lingerTime))

@@ -226,7 +226,7 @@ func (b *box) records(t testing.TB, n int) []audit.Record {
 
 // internet plays the dialler: names lead to servers on the loopback.
 type internet struct {
-	before func() // called in every dial
+	connected func() // called in every dial, when it has succeeded
 
 	mu    sync.Mutex
 	names map[string]string // to an address and port
@@ -254,16 +254,17 @@ func (n *internet) dial(ctx context.Context, target string) (net.Conn, error) {
 	addr, ok := n.names[target]
 	err := n.fail[target]
 	n.mu.Unlock()
-	if n.before != nil {
-		n.before()
-	}
 	switch {
 	case err != nil:
 		return nil, err
 	case !ok:
 		return nil, fmt.Errorf("nobody is at %s", target)
 	}
-	return new(net.Dialer).DialContext(ctx, "tcp", addr)
+	conn, err := new(net.Dialer).DialContext(ctx, "tcp", addr)
+	if n.connected != nil {
+		n.connected()
+	}
+	return conn, err
 }
 
 // dialled returns the names and addresses that were dialled.

@@ -280,6 +280,25 @@ func TestAnswerFraming(t *testing.T) {
 	}
 }
 
+// Attack 06: a client cannot change to HTTP/2, whose requests nobody would
+// judge. Other protocols pass.
+func TestAttack06NoUpgradeToHTTP2(t *testing.T) {
+	for offered, want := range map[string]string{
+		"h2c": "", "H2C": "", "HTTP/2.0": "", "h2c, websocket": "websocket", "websocket": "websocket", "tcp": "tcp", "": "",
+	} {
+		w := newWorld(t, proxy.Limits{})
+		got := make(chan http.Header, 1)
+		w.site(t, "example.com", func(_ http.ResponseWriter, r *http.Request) { got <- r.Header })
+		b := w.box(t, 1, "example.com")
+		b.exchange(t, "GET / HTTP/1.1\r\nHost: example.com\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: "+offered+"\r\nHTTP2-Settings: AAMAAABk\r\n\r\n")
+		h := <-got
+		connection := map[bool]string{true: "Upgrade"}[want != ""]
+		if h.Get("Upgrade") != want || h.Get("Connection") != connection || h.Get("HTTP2-Settings") != "" {
+			t.Errorf("%q: the server gets %q", offered, h)
+		}
+	}
+}
+
 // What the server is sent: the client's request without what belongs to its
 // connection, and nothing that tells of the proxy.
 func TestRequestAsSent(t *testing.T) {

@@ -155,15 +155,22 @@ func TestUpdateDuringDial(t *testing.T) {
 	ln := listen(t)
 	w.net.serve("a.example:443", ln.Addr().String())
 	hold := make(chan struct{})
-	w.net.before = func() { <-hold }
+	w.net.connected = func() { <-hold }
 	conn := b.tls(t)
 	conn.Write(clientHello("a.example"))
-	eventually(t, "nobody dials", func() bool { return len(w.net.dialled()) == 1 })
+	server, err := ln.AcceptTCP()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
 	if cut := b.update(t, "b.example"); cut != 1 {
 		t.Errorf("%d flows cut, want 1", cut)
 	}
 	close(hold)
 	wantReset(t, conn)
+	if got, _ := ending(t, server); got != "" {
+		t.Errorf("the server was sent %q", got)
+	}
 	if r := b.records(t, 1)[0]; r.Verdict != policy.Deny || r.Generation != 2 || r.BytesUp != 0 {
 		t.Errorf("record %+v", r)
 	}

@@ -42,10 +42,13 @@ func (s *session) endWatch() {
 
 // breakWatch makes the watch end now. What it has read stays to be read.
 func (s *session) breakWatch() {
-	_ = s.flow.client.SetReadDeadline(time.Unix(1, 0))
+	s.stopReading()
 	s.endWatch()
 	_ = s.flow.client.SetReadDeadline(time.Time{})
 }
+
+// stopReading makes whoever reads from the client stop.
+func (s *session) stopReading() { _ = s.flow.client.SetReadDeadline(time.Unix(1, 0)) }
 
 // halfClosedInterval is how often a client that sends nothing more is looked at.
 const halfClosedInterval = 15 * time.Second
