@@ -17,7 +17,9 @@ type Tenant struct {
 	// Sandbox is the sandbox's id. Ids are never used twice, so state may be
 	// kept by it; addresses are.
 	Sandbox string
-	Policy  *policy.Policy
+	// Team owns the sandbox, and the secrets that its rules may name.
+	Team   string
+	Policy *policy.Policy
 	// Generation numbers the policy.
 	Generation uint64
 	// StrictDNS makes names that the policy does not allow not exist; otherwise
@@ -34,11 +36,14 @@ type Tenants interface {
 }
 
 // Flows are the live connections of sandboxes that some part of the data plane
-// carries.
+// carries. Whoever changes a tenant does so first, and then tells the flows.
 type Flows interface {
 	// Reevaluate puts a sandbox's flows under a new policy and returns how many
 	// it cut because that policy denies them.
 	Reevaluate(sandbox string, next Tenant) (cut int)
+	// Forget cuts every flow of a sandbox that has ended, and returns how many
+	// there were. Tenants must not know the sandbox any more.
+	Forget(sandbox string) (cut int)
 }
 
 // Why a name has no address to connect to.

@@ -144,8 +144,7 @@ func (p *Proxy) Reevaluate(sandbox string, next egress.Tenant) (cut int) {
 	return b.reevaluate(next)
 }
 
-// Forget resets every connection of a sandbox that has ended, and returns how
-// many there were. Tenants must not know the sandbox any more.
+// Forget implements egress.Flows.
 func (p *Proxy) Forget(sandbox string) (cut int) {
 	b := p.boxes.find(sandbox)
 	if b == nil {
