@@ -40,7 +40,8 @@ kernel:              internal/egress/kernel -> internal/policy
 egress contract:     internal/egress -> internal/policy
 names and dialling:  internal/egress/dns internal/egress/dial -> internal/egress internal/policy
 audit:               internal/audit -> internal/policy
-proxy:               internal/egress/proxy/... -> internal/egress/proxy/... internal/egress internal/audit internal/policy
+certificates:        internal/egress/intercept ->
+proxy:               internal/egress/proxy/... -> internal/egress/proxy/... internal/egress internal/egress/intercept internal/audit internal/policy internal/secret
 drivers are leaves:  internal/sandbox/gvisor internal/sandbox/namespaces -> internal/sandbox
 templates:           internal/template/... -> internal/template/... internal/sandbox internal/store
 guest daemon:        internal/guest/... -> internal/guest/... api/...
