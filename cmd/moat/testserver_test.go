@@ -221,10 +221,41 @@ func (e *engine) SetEnd(ctx context.Context, id string, at time.Time, extendOnly
 	})
 }
 
-func (e *engine) SetNetwork(ctx context.Context, id string, doc policy.Document, internet *bool) (sandbox.Receipt, error) {
-	record, err := e.UpdateSandbox(ctx, id, func(s *store.Sandbox) error {
-		s.Network, s.InternetAccess, s.Generation = doc, internet, s.Generation+1
+func (e *engine) SetNetwork(ctx context.Context, id string, change sandbox.NetworkChange) (sandbox.Receipt, error) {
+	return e.renew(ctx, id, func(s *store.Sandbox) error {
+		if change.IfGeneration != 0 && change.IfGeneration != s.Generation {
+			return sandbox.ErrGeneration
+		}
+		s.Network, s.InternetAccess = change.Document, change.Internet
 		return nil
+	})
+}
+
+func (e *engine) Grant(ctx context.Context, id string, entries []string, until time.Time) (sandbox.Grant, sandbox.Receipt, error) {
+	grant := sandbox.Grant{ID: sandbox.NewGrantID(), AllowOut: entries, CreatedAt: time.Now().UTC(), ExpiresAt: until.UTC()}
+	receipt, err := e.renew(ctx, id, func(s *store.Sandbox) error {
+		s.Grants = append(s.Grants, grant)
+		return nil
+	})
+	return grant, receipt, err
+}
+
+func (e *engine) Revoke(ctx context.Context, id, grant string) (sandbox.Receipt, error) {
+	return e.renew(ctx, id, func(s *store.Sandbox) error {
+		i := slices.IndexFunc(s.Grants, func(g sandbox.Grant) bool { return g.ID == grant })
+		if i < 0 {
+			return sandbox.ErrNoGrant
+		}
+		s.Grants = slices.Delete(s.Grants, i, i+1)
+		return nil
+	})
+}
+
+func (e *engine) renew(ctx context.Context, id string, edit func(*store.Sandbox) error) (sandbox.Receipt, error) {
+	record, err := e.UpdateSandbox(ctx, id, func(s *store.Sandbox) error {
+		err := edit(s)
+		s.Generation++
+		return err
 	})
 	return sandbox.Receipt{Generation: record.Generation}, err
 }

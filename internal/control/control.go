@@ -30,8 +30,13 @@ type Engine interface {
 	// earlier time.
 	SetEnd(ctx context.Context, id string, at time.Time, extendOnly bool) (store.Sandbox, error)
 	// SetNetwork replaces the network document and returns once the data plane
-	// has confirmed it.
-	SetNetwork(ctx context.Context, id string, doc policy.Document, internet *bool) (sandbox.Receipt, error)
+	// has confirmed it. sandbox.ErrGeneration.
+	SetNetwork(ctx context.Context, id string, change sandbox.NetworkChange) (sandbox.Receipt, error)
+	// Grant allows entries of allowOut beside the document until a time, and
+	// returns once the data plane has confirmed it. sandbox.ErrGrants.
+	Grant(ctx context.Context, id string, entries []string, until time.Time) (sandbox.Grant, sandbox.Receipt, error)
+	// Revoke ends a grant before its time. sandbox.ErrNoGrant.
+	Revoke(ctx context.Context, id, grant string) (sandbox.Receipt, error)
 	// Samples returns readings from oldest to newest; a zero time leaves that
 	// side open.
 	Samples(ctx context.Context, id string, from, to time.Time) ([]sandbox.Sample, error)

@@ -8,6 +8,7 @@ import (
 
 	"github.com/moat-sandbox/moat/api"
 	"github.com/moat-sandbox/moat/internal/policy"
+	"github.com/moat-sandbox/moat/internal/sandbox"
 )
 
 // networkBody is api.Network with everything else a client may send, nil for
@@ -61,7 +62,7 @@ func updateNetwork(c *call) error {
 	}
 	ctx, cancel := c.lasting()
 	defer cancel()
-	receipt, err := c.Engine.SetNetwork(ctx, c.id, document, internet)
+	receipt, err := c.Engine.SetNetwork(ctx, c.id, sandbox.NetworkChange{Document: document, Internet: internet})
 	if err != nil {
 		return err
 	}

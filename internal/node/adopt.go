@@ -38,6 +38,9 @@ func (n *Node) adopt(ctx context.Context) error {
 		}
 		found = append(found, t)
 	}
+	if err := n.dropExpired(ctx, found); err != nil {
+		return err
+	}
 	if err := n.enforce(ctx, found); err != nil {
 		return err
 	}
@@ -80,7 +83,7 @@ func (n *Node) locate(ctx context.Context, record store.Sandbox) (tenant, error)
 func (n *Node) enforce(ctx context.Context, found []tenant) error {
 	tenants := make([]kernel.Tenant, len(found))
 	for i, t := range found {
-		compiled, err := n.Compile(t.record.Network)
+		compiled, err := n.Compile(t.record.Policy(time.Now()))
 		if err != nil {
 			n.Logger.Error("stored network policy is not usable, sandbox is closed", "sandbox", t.record.ID, "error", err)
 			compiled = nil

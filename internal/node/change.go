@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/moat-sandbox/moat/internal/policy"
 	"github.com/moat-sandbox/moat/internal/sandbox"
 	"github.com/moat-sandbox/moat/internal/secret"
 	"github.com/moat-sandbox/moat/internal/store"
@@ -71,45 +70,68 @@ func (n *Node) amend(ctx context.Context, id string, edit func(*store.Sandbox) e
 // SetNetwork replaces a sandbox's network document. When it returns nil the
 // data plane has confirmed the new policy, flows it denies are cut and the
 // record says the same. On error the old policy holds and is what is stored.
-func (n *Node) SetNetwork(ctx context.Context, id string, doc policy.Document, internet *bool) (sandbox.Receipt, error) {
-	next, err := n.Compile(doc)
-	if err != nil {
-		return sandbox.Receipt{}, err
-	}
+func (n *Node) SetNetwork(ctx context.Context, id string, change sandbox.NetworkChange) (sandbox.Receipt, error) {
+	receipt, _, err := n.renew(ctx, id, func(s *store.Sandbox) error {
+		if change.IfGeneration != 0 && change.IfGeneration != s.Generation {
+			return sandbox.ErrGeneration
+		}
+		s.Network, s.InternetAccess = change.Document, change.Internet
+		if !change.KeepGrants {
+			s.Grants = nil
+		}
+		return nil
+	})
+	return receipt, err
+}
+
+// renew changes what a sandbox may reach, as SetNetwork promises. edit is
+// called twice, first on a copy of the record and then on the record itself,
+// and must do the same both times; its error is returned unwrapped. It must not
+// change what the slices and maps of the record refer to.
+func (n *Node) renew(ctx context.Context, id string, edit func(*store.Sandbox) error) (sandbox.Receipt, store.Sandbox, error) {
 	l, err := n.find(id)
 	if err != nil {
-		return sandbox.Receipt{}, err
+		return sandbox.Receipt{}, store.Sandbox{}, err
 	}
 	l.change.Lock()
 	defer l.change.Unlock()
 	if l.retired() {
-		return sandbox.Receipt{}, sandbox.ErrNotFound
+		return sandbox.Receipt{}, store.Sandbox{}, sandbox.ErrNotFound
+	}
+	next := l.snapshot()
+	if err := edit(&next); err != nil {
+		return sandbox.Receipt{}, store.Sandbox{}, err
+	}
+	compiled, err := n.Compile(next.Policy(time.Now()))
+	if err != nil {
+		return sandbox.Receipt{}, store.Sandbox{}, err
 	}
 	// From here the caller's departure must not leave kernel and record apart.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 	defer cancel()
-	applied, err := n.Network.Apply(ctx, l.slot, next)
+	applied, err := n.Network.Apply(ctx, l.slot, compiled)
 	if err != nil {
-		return sandbox.Receipt{}, errors.Join(fmt.Errorf("apply network policy: %w", err), n.restore(ctx, l))
+		return sandbox.Receipt{}, store.Sandbox{}, errors.Join(fmt.Errorf("apply network policy: %w", err), n.restore(ctx, l))
 	}
 	record, err := n.Store.UpdateSandbox(ctx, id, func(s *store.Sandbox) error {
-		s.Network, s.InternetAccess = doc, internet
+		err := edit(s)
 		s.Generation++
-		return nil
+		return err
 	})
 	if err != nil {
-		return sandbox.Receipt{}, errors.Join(fmt.Errorf("record network policy: %w", err), n.restore(ctx, l))
+		return sandbox.Receipt{}, store.Sandbox{}, errors.Join(fmt.Errorf("record network policy: %w", err), n.restore(ctx, l))
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.record = record
-	return sandbox.Receipt{Generation: record.Generation, Cut: applied.Cut}, nil
+	l.armGrants()
+	return sandbox.Receipt{Generation: record.Generation, Cut: applied.Cut}, record, nil
 }
 
 // restore puts the stored policy back into the kernel; where even that fails
 // the slot is closed.
 func (n *Node) restore(ctx context.Context, l *live) error {
-	previous, err := n.Compile(l.snapshot().Network)
+	previous, err := n.Compile(l.snapshot().Policy(time.Now()))
 	if err == nil {
 		_, err = n.Network.Apply(ctx, l.slot, previous)
 	}

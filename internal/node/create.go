@@ -143,6 +143,8 @@ func nameservers() []string { return []string{"8.8.8.8"} }
 func (n *Node) publish(record store.Sandbox, box sandbox.Box, slot kernel.Slot) {
 	l := &live{box: box, slot: slot, done: make(chan struct{}), record: record, keys: n.keys(record)}
 	l.expiry = time.AfterFunc(time.Until(record.EndAt), func() { n.expire(record.ID) })
+	l.grants = time.AfterFunc(time.Hour, func() { n.endGrants(record.ID) })
+	l.armGrants()
 	n.mu.Lock()
 	n.live[record.ID] = l
 	n.mu.Unlock()

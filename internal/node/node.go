@@ -93,11 +93,12 @@ type live struct {
 	change sync.Mutex
 	gone   bool // guarded by change
 
-	// mu guards record, keys, expiry and samples.
+	// mu guards record, keys, both timers and samples.
 	mu      sync.Mutex
 	record  store.Sandbox
-	keys    Keys // of record: every request from outside asks for them
-	expiry  *time.Timer
+	keys    Keys        // of record: every request from outside asks for them
+	expiry  *time.Timer // goes off at record.EndAt
+	grants  *time.Timer // goes off when the first of record.Grants is over
 	samples []sandbox.Sample
 }
 
@@ -144,6 +145,7 @@ func (n *Node) Close() {
 	for _, l := range n.live {
 		l.mu.Lock()
 		l.expiry.Stop()
+		l.grants.Stop()
 		l.mu.Unlock()
 	}
 	n.guest.close()

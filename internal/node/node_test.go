@@ -116,7 +116,7 @@ func TestSetNetworkFailsWhole(t *testing.T) {
 			defer n.Close()
 			record := create(t, n, "a")
 			r.setBroken(step, true)
-			if _, err := n.SetNetwork(t.Context(), record.ID, policy.Document{}, nil); err == nil {
+			if _, err := n.SetNetwork(t.Context(), record.ID, sandbox.NetworkChange{}); err == nil {
 				t.Fatal("update succeeded")
 			}
 			r.setBroken(step, false)
@@ -127,7 +127,7 @@ func TestSetNetworkFailsWhole(t *testing.T) {
 			if !allows(r.policy(record.Slot)) {
 				t.Error("the old policy is not in force")
 			}
-			receipt, err := n.SetNetwork(t.Context(), record.ID, policy.Document{}, nil)
+			receipt, err := n.SetNetwork(t.Context(), record.ID, sandbox.NetworkChange{})
 			if err != nil || receipt.Generation != 2 {
 				t.Fatalf("update afterwards: %+v, %v", receipt, err)
 			}

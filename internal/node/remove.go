@@ -108,6 +108,7 @@ func (l *live) retire() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.expiry.Stop()
+	l.grants.Stop()
 	select {
 	case <-l.done:
 	default:

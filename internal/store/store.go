@@ -71,8 +71,11 @@ type Sandbox struct {
 
 	Network        policy.Document `json:"network"`
 	InternetAccess *bool           `json:"internetAccess,omitempty"`
-	// Generation numbers the network documents of this sandbox, from 1. The
-	// stored document is always the one the data plane has confirmed.
+	// Grants allow more than the document, for a while. Those whose time is over
+	// may still be here; Policy leaves them out.
+	Grants []sandbox.Grant `json:"grants,omitempty"`
+	// Generation numbers what the sandbox may reach, from 1. The stored document
+	// is always the one the data plane has confirmed.
 	Generation uint64 `json:"generation"`
 
 	Ingress sandbox.Ingress `json:"ingress"`
@@ -85,6 +88,12 @@ type Sandbox struct {
 	Runtime string `json:"runtime"`
 	Box     string `json:"box"`
 	Slot    int    `json:"slot"`
+}
+
+// Policy is what the sandbox may reach at a time: its document, and the grants
+// that are not over.
+func (s Sandbox) Policy(now time.Time) policy.Document {
+	return sandbox.WithGrants(s.Network, sandbox.ActiveGrants(s.Grants, now))
 }
 
 // Key is an API key. Only the hash of its secret is kept.

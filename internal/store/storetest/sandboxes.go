@@ -33,7 +33,12 @@ func fullSandbox(id, team string) store.Sandbox {
 			Default:  policy.Allow,
 		},
 		InternetAccess: &off,
-		Generation:     7,
+		Grants: []sandbox.Grant{{
+			ID: "g1", AllowOut: []string{"8.8.8.8", "*.example.com"},
+			CreatedAt: time.Date(2026, 11, 21, 10, 1, 0, 0, time.UTC),
+			ExpiresAt: time.Date(2026, 11, 21, 10, 11, 0, 0, time.UTC),
+		}},
+		Generation: 7,
 		Ingress: sandbox.Ingress{
 			Public: true, AllowPublicTraffic: &off, Ports: map[uint16]bool{80: false, 65535: true},
 			MaskHost: "localhost:${PORT}", HTTPSPorts: []uint16{443},
