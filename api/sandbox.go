@@ -96,6 +96,22 @@ type TrafficToken struct {
 	TrafficAccessToken string `json:"trafficAccessToken"`
 }
 
+// NewLink is the body of POST /sandboxes/{sandboxID}/links.
+type NewLink struct {
+	// Port is a private port of the sandbox.
+	Port int `json:"port"`
+	// Seconds is for how long it opens the port, 1 to 604800 (a week); nil
+	// means 900.
+	Seconds *int64 `json:"seconds,omitzero"`
+}
+
+// Link is a URL that opens a private port to whoever follows it in a browser.
+// It is a secret. Another traffic token makes all links worthless.
+type Link struct {
+	URL       string    `json:"url"`
+	ExpiresAt time.Time `json:"expiresAt"`
+}
+
 // Timeout is the body of POST /sandboxes/{sandboxID}/timeout.
 type Timeout struct {
 	// Timeout in seconds from now. It may shorten; 0 ends the sandbox at once.

@@ -134,6 +134,14 @@ func TestCallsOnTheWire(t *testing.T) {
 			Timestamp: started, TimestampUnix: 1795255200, CPUCount: 2, CPUUsedPct: 12.5,
 			MemUsed: 1, MemTotal: 2, MemCache: 3, DiskUsed: 4, DiskTotal: 5,
 		}}},
+		{"link", func(ctx context.Context, c *client.Client) (any, error) {
+			return c.Link(ctx, "iabc", 8080, 90*time.Second)
+		}, `POST /sandboxes/iabc/links {"port":8080,"seconds":90}`, answer{status: 201, body: `{"url":"https://8080-iabc.moat.test/?l","expiresAt":"2026-11-21T10:00:00Z"}`},
+			api.Link{URL: "https://8080-iabc.moat.test/?l", ExpiresAt: started}},
+		{"link without a life", func(ctx context.Context, c *client.Client) (any, error) {
+			return c.Link(ctx, "iabc", 8080, 0)
+		}, `POST /sandboxes/iabc/links {"port":8080}`, answer{status: 201, body: `{"url":"u","expiresAt":"2026-11-21T10:00:00Z"}`},
+			api.Link{URL: "u", ExpiresAt: started}},
 		{"health", func(ctx context.Context, c *client.Client) (any, error) { return c.Health(ctx) },
 			`GET /health`, answer{status: 200, body: `{"status":"ok","sandboxes":3}`}, api.Health{Status: "ok", Sandboxes: 3}},
 		{"create key", func(ctx context.Context, c *client.Client) (any, error) {

@@ -51,6 +51,19 @@ func (c *Client) RotateTrafficToken(ctx context.Context, id string) (api.Traffic
 	return token, wrap("rotate traffic token", err)
 }
 
+// Link makes a URL that opens a private port of a sandbox to whoever follows it
+// in a browser, for that long; 0 leaves it to the server. It returns a secret,
+// which RotateTrafficToken makes worthless.
+func (c *Client) Link(ctx context.Context, id string, port int, life time.Duration) (api.Link, error) {
+	wanted := api.NewLink{Port: port}
+	if life != 0 {
+		wanted.Seconds = seconds(life)
+	}
+	var made api.Link
+	_, err := c.call(ctx, http.MethodPost, sandboxPath(id)+"/links", nil, wanted, &made)
+	return made, wrap("make link", err)
+}
+
 // Kill ends a sandbox.
 func (c *Client) Kill(ctx context.Context, id string) error {
 	_, err := c.call(ctx, http.MethodDelete, sandboxPath(id), nil, nil, nil)

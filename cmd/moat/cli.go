@@ -73,6 +73,7 @@ func (c *cli) root() *cobra.Command {
 		c.doctorCommand(),
 		c.sandboxCommand(),
 		c.execCommand(),
+		c.urlCommand(),
 		c.netCommand(),
 		c.tokenCommand(),
 		c.templateCommand(),

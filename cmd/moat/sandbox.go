@@ -18,7 +18,7 @@ import (
 func (c *cli) sandboxCommand() *cobra.Command {
 	cmd := group("sandbox", "Create, list, inspect and end sandboxes",
 		c.sandboxCreateCommand(), c.sandboxListCommand(), c.sandboxInfoCommand(), c.sandboxKillCommand(),
-		c.sandboxURLCommand(), c.execCommand())
+		c.urlCommand(), c.execCommand())
 	cmd.Aliases = []string{"sb"}
 	return c.addServerFlags(cmd)
 }
@@ -146,28 +146,6 @@ func (c *cli) sandboxKillCommand() *cobra.Command {
 		ValidArgsFunction: c.completeSandboxes,
 		RunE: c.onServer(func(ctx context.Context, server *client.Client, args []string) error {
 			return each(args, func(id string) error { return server.Kill(ctx, id) })
-		}),
-	}
-}
-
-func (c *cli) sandboxURLCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:               "url ID PORT",
-		Short:             "Print the public URL of a port in a sandbox",
-		Args:              cobra.ExactArgs(2),
-		ValidArgsFunction: c.completeSandboxes,
-		RunE: c.onServer(func(ctx context.Context, server *client.Client, args []string) error {
-			port, err := strconv.ParseUint(args[1], 10, 16)
-			if err != nil || port == 0 {
-				return usageError{fmt.Errorf("%q is not a port between 1 and 65535", args[1])}
-			}
-			detail, err := server.Sandbox(ctx, args[0])
-			if err != nil {
-				return err
-			}
-			box := server.Open(api.Sandbox{SandboxID: detail.SandboxID, Domain: detail.Domain})
-			_, err = fmt.Fprintln(c.stdout, box.URL(int(port)))
-			return err
 		}),
 	}
 }

@@ -22,6 +22,7 @@ import (
 	"github.com/moat-sandbox/moat/internal/control"
 	"github.com/moat-sandbox/moat/internal/guest"
 	"github.com/moat-sandbox/moat/internal/ingress"
+	"github.com/moat-sandbox/moat/internal/ingress/link"
 	"github.com/moat-sandbox/moat/internal/policy"
 	"github.com/moat-sandbox/moat/internal/sandbox"
 	"github.com/moat-sandbox/moat/internal/secret"
@@ -60,7 +61,7 @@ func startServer(t started, dir string) *testServer {
 	e := &engine{Store: records, dir: s.dataDir, lives: make(map[string]*life)}
 	t.Cleanup(e.killAll)
 	a, err := control.New(control.Config{
-		Store: records, Engine: e, Templates: &templates{}, Domain: testDomain, MaxTimeout: time.Hour, Logger: log,
+		Store: records, Engine: e, Templates: &templates{}, Domain: testDomain, Scheme: "http", MaxTimeout: time.Hour, Logger: log,
 		Compile: func(d policy.Document) (*policy.Policy, error) { return policy.Parse(d, policy.Options{}) },
 	})
 	must(t, err)
@@ -157,7 +158,7 @@ func (e *engine) start(ctx context.Context, record store.Sandbox, env map[string
 	l := &life{stop: stop, ended: make(chan error, 1)}
 	l.target = ingress.Target{
 		ID: record.ID, Addr: addr, Done: run.Done(), GuestToken: e.GuestToken(record),
-		Public: record.Ingress.Public, Ports: record.Ingress.Ports, Token: e.TrafficToken(record), MaskHost: record.Ingress.MaskHost,
+		Public: record.Ingress.Public, Ports: record.Ingress.Ports, Token: e.TrafficToken(record), LinkKey: linkKey(record), MaskHost: record.Ingress.MaskHost,
 	}
 	go func() { l.ended <- daemon.Run(run) }()
 	body, err := json.Marshal(api.GuestInit{
@@ -275,6 +276,10 @@ func (e *engine) TrafficToken(s store.Sandbox) secret.String {
 	return secret.New(secret.Hash("traffic " + s.ID + s.TrafficNonce))
 }
 
+func linkKey(s store.Sandbox) secret.String {
+	return secret.New(secret.Hash("link " + s.ID + s.TrafficNonce))
+}
+
 func (e *engine) RotateTrafficToken(ctx context.Context, id string) (secret.String, error) {
 	record, err := e.UpdateSandbox(ctx, id, func(s *store.Sandbox) error {
 		if !s.Ingress.Private() {
@@ -288,8 +293,17 @@ func (e *engine) RotateTrafficToken(ctx context.Context, id string) (secret.Stri
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.lives[id].target.Token = e.TrafficToken(record)
+	e.lives[id].target.Token, e.lives[id].target.LinkKey = e.TrafficToken(record), linkKey(record)
 	return e.lives[id].target.Token, nil
+}
+
+func (e *engine) Link(id string, port uint16, life time.Duration) (string, time.Time, error) {
+	target, ok := e.Sandbox(id)
+	if !ok {
+		return "", time.Time{}, sandbox.ErrNotFound
+	}
+	query, grant, err := link.New(target.LinkKey, id, port, life)
+	return query, grant.Expires, err
 }
 
 func (e *engine) Count() int {

@@ -2,9 +2,12 @@ package app
 
 import (
 	"context"
+	"time"
 
 	"github.com/moat-sandbox/moat/internal/ingress"
+	"github.com/moat-sandbox/moat/internal/ingress/link"
 	"github.com/moat-sandbox/moat/internal/node"
+	"github.com/moat-sandbox/moat/internal/sandbox"
 	"github.com/moat-sandbox/moat/internal/secret"
 )
 
@@ -32,6 +35,16 @@ func (g *gate) Sandbox(id string) (ingress.Target, bool) {
 		MaskHost:   r.Record.Ingress.MaskHost,
 		HTTPSPorts: r.Record.Ingress.HTTPSPorts,
 	}, true
+}
+
+// Link implements control.Engine.
+func (g *gate) Link(id string, port uint16, life time.Duration) (query string, expires time.Time, err error) {
+	r, ok := g.Reach(id)
+	if !ok {
+		return "", time.Time{}, sandbox.ErrNotFound
+	}
+	query, grant, err := link.New(r.Keys.Link, id, port, life)
+	return query, grant.Expires, err
 }
 
 // RotateTrafficToken implements control.Engine. What the old token let in is

@@ -4,13 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 
 	"github.com/moat-sandbox/moat/internal/control"
 	"github.com/moat-sandbox/moat/internal/ingress"
-	"github.com/moat-sandbox/moat/internal/secret"
 	"github.com/moat-sandbox/moat/internal/store/bolt"
 )
 
@@ -51,6 +49,7 @@ func Run(ctx context.Context, c Config) (err error) {
 		Templates:  m.templates,
 		Compile:    m.compile,
 		Domain:     c.Domain,
+		Scheme:     scheme(c),
 		Anonymous:  c.Anonymous,
 		MaxTimeout: c.MaxTimeout,
 		Logger:     c.Logger,
@@ -83,34 +82,4 @@ func Run(ctx context.Context, c Config) (err error) {
 		c.Ready(endpoints(c, doors, firstKey))
 	}
 	return doors.serve(ctx, public, operator)
-}
-
-// endpoints says where the server is reached, by the addresses actually bound.
-func endpoints(c Config, doors *listeners, key secret.String) Endpoints {
-	e := Endpoints{Domain: c.Domain, Key: key}
-	switch {
-	case doors.http != nil:
-		e.APIURL = "http://" + reachable(doors.http.Addr())
-	case doors.https != nil:
-		e.APIURL = "https://api." + c.Domain
-	}
-	e.SandboxURL = e.APIURL
-	return e
-}
-
-// reachable turns a wildcard address into one that a client on this machine can
-// dial.
-func reachable(addr net.Addr) string {
-	tcp, ok := addr.(*net.TCPAddr)
-	if ok && tcp.IP.IsUnspecified() {
-		return (&net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: tcp.Port}).String()
-	}
-	return addr.String()
-}
-
-func hostOnly(domain string) string {
-	if host, _, err := net.SplitHostPort(domain); err == nil {
-		return host
-	}
-	return domain
 }

@@ -48,6 +48,9 @@ type Engine interface {
 	// one lets nobody in, and what it had let in is cut. sandbox.ErrPublic
 	// where no port is private.
 	RotateTrafficToken(ctx context.Context, id string) (secret.String, error)
+	// Link makes what lets a browser into a private port for a while: the query
+	// of a URL of that port.
+	Link(id string, port uint16, life time.Duration) (query string, expires time.Time, err error)
 	// Count is the number of live sandboxes.
 	Count() int
 }
@@ -76,6 +79,8 @@ type Config struct {
 	// scheme's own. Empty answers null, and every client falls back to its own
 	// configuration.
 	Domain string
+	// Scheme is how public hosts are reached, "https" or "http".
+	Scheme string
 	// Anonymous is the team that requests without an API key act for, as
 	// CubeSandbox's clients may send them. Empty refuses such requests.
 	Anonymous string
@@ -101,6 +106,8 @@ func New(c Config) (*API, error) {
 	switch {
 	case c.Store == nil, c.Engine == nil, c.Templates == nil, c.Compile == nil, c.Logger == nil:
 		return nil, errors.New("control: incomplete configuration")
+	case c.Scheme != "https" && c.Scheme != "http":
+		return nil, fmt.Errorf("control: scheme %q of public hosts is neither https nor http", c.Scheme)
 	case c.Anonymous != "" && !api.ValidTeam(c.Anonymous):
 		return nil, fmt.Errorf("control: team %q for requests without a key cannot be a team's name", c.Anonymous)
 	case c.MaxTimeout < time.Second:

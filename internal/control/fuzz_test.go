@@ -35,7 +35,7 @@ func FuzzCreate(f *testing.F) {
 	gate := &engine{fails: errAccepted}
 	a, err := New(Config{
 		Store: openNothing{}, Engine: gate, Templates: &templates{}, Compile: compile,
-		MaxTimeout: 24 * time.Hour, Logger: slog.New(slog.DiscardHandler),
+		MaxTimeout: 24 * time.Hour, Scheme: "http", Logger: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		f.Fatal(err)

@@ -3,6 +3,7 @@ package control
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -64,6 +65,7 @@ func newRig(t *testing.T, adjust ...func(*Config)) *rig {
 		Store: records, Engine: r.engine, Templates: r.templates,
 		Compile:    func(d policy.Document) (*policy.Policy, error) { return policy.Parse(d, policy.Options{}) },
 		MaxTimeout: 24 * time.Hour,
+		Scheme:     "https",
 		Logger:     slog.New(slog.NewTextHandler(&lockedWriter{w: r.log}, nil)),
 	}
 	for _, change := range adjust {
@@ -357,6 +359,10 @@ func (e *engine) RotateTrafficToken(ctx context.Context, id string) (secret.Stri
 		return nil
 	})
 	return e.TrafficToken(record), err
+}
+
+func (e *engine) Link(id string, port uint16, life time.Duration) (string, time.Time, error) {
+	return fmt.Sprintf("moat-link=%s.%d.%v", id, port, life), time.Unix(1_800_000_000, 0), e.failure()
 }
 
 func (e *engine) Count() int {

@@ -44,6 +44,7 @@ var publicRoutes = []route{
 	{"PUT /sandboxes/{sandboxID}/network", updateNetwork, keyed},
 	{"POST /sandboxes/{sandboxID}/network/explain", explainNetwork, keyed},
 	{"POST /sandboxes/{sandboxID}/traffic-token", rotateTrafficToken, keyed},
+	{"POST /sandboxes/{sandboxID}/links", createLink, keyed},
 	{"GET /sandboxes/{sandboxID}/metrics", metricsOfOne, keyed},
 
 	// E2B deletes snapshots here. There are none, and templates are the

@@ -265,6 +265,8 @@ func TestNewRefuses(t *testing.T) {
 		"no check":      func(c *Config) { c.Compile = nil },
 		"no logger":     func(c *Config) { c.Logger = nil },
 		"no timeout":    func(c *Config) { c.MaxTimeout = 0 },
+		"no scheme":     func(c *Config) { c.Scheme = "" },
+		"other scheme":  func(c *Config) { c.Scheme = "ftp" },
 		"E2B's domain":  func(c *Config) { c.Domain = "e2b.app" },
 		"E2B's, louder": func(c *Config) { c.Domain = "E2B.dev" },
 	} {

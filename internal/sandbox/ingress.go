@@ -25,6 +25,15 @@ type Ingress struct {
 	HTTPSPorts []uint16 `json:"httpsPorts,omitempty"`
 }
 
+// PublicPort reports whether everybody reaches a port, which is not the guest
+// daemon's.
+func (i Ingress) PublicPort(port uint16) bool {
+	if public, excepted := i.Ports[port]; excepted {
+		return public
+	}
+	return i.Public
+}
+
 // Private reports whether any port demands a token.
 func (i Ingress) Private() bool {
 	for _, public := range i.Ports {

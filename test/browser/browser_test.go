@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"testing"
 
@@ -50,20 +49,6 @@ func TestInBrowser(t *testing.T) {
 func trustingHome(t *testing.T, authority *cert.Authority) string {
 	t.Helper()
 	home := t.TempDir()
-	pem, db := filepath.Join(home, "ca.pem"), filepath.Join(home, ".pki", "nssdb")
-	if err := os.WriteFile(pem, authority.PEM(), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.MkdirAll(db, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	for _, args := range [][]string{
-		{"-N", "--empty-password", "-d", "sql:" + db},
-		{"-A", "-d", "sql:" + db, "-n", "moat", "-t", "C,,", "-i", pem},
-	} {
-		if out, err := exec.CommandContext(t.Context(), "certutil", args...).CombinedOutput(); err != nil {
-			t.Fatalf("certutil, of Debian's libnss3-tools: %v\n%s", err, out)
-		}
-	}
+	trustIn(t, home, authority.PEM())
 	return home
 }

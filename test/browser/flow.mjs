@@ -1,8 +1,7 @@
 // What people and pages do with the public URLs of a private sandbox.
 import assert from 'node:assert/strict'
-import path from 'node:path'
 import { after, before, test } from 'node:test'
-import { chromium } from 'playwright-core'
+import { launch, socket, visitIn, wantPage } from './page.mjs'
 
 const s = JSON.parse(process.env.SETTING)
 const host = (id, port = s.app) => `${port}-${id}.${s.domain}:${s.port}`
@@ -11,55 +10,11 @@ const home = url(s.private)
 const control = async (what) => (await fetch(s.control + what)).text()
 
 let browser
-before(async () => {
-  browser = await chromium.launch({
-    executablePath: '/usr/bin/chromium',
-    args: ['--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run',
-      '--disable-background-networking', '--disable-component-update', '--disable-sync',
-      `--host-resolver-rules=MAP *.${s.domain} 127.0.0.1`],
-  })
-})
+before(async () => { browser = await launch(s.domain) })
 after(() => browser.close())
-
-// visit runs f with a page of a fresh browser profile.
-async function visit(f, options) {
-  const context = await browser.newContext(options)
-  try {
-    const page = await context.newPage()
-    page.setDefaultTimeout(15_000)
-    await f(page, context)
-  } finally {
-    await context.close()
-  }
-}
+const visit = (f, options) => visitIn(browser, f, options)
 
 const byLink = async (life = '1h', at = '/') => url(s.private, at) + (at.includes('?') ? '&' : '?') + await control('/link?for=' + life)
-
-// shoot keeps a picture of a page, light and dark, for people to look at.
-async function shoot(page, name) {
-  if (!process.env.SHOTS) return
-  for (const colorScheme of ['light', 'dark']) {
-    await page.emulateMedia({ colorScheme })
-    await page.screenshot({ path: path.join(process.env.SHOTS, `${s.scheme}-${s.domain}-${name}-${colorScheme}.png`) })
-  }
-}
-
-async function wantPage(page, response, status, title, code) {
-  assert.equal(response.status(), status)
-  assert.equal(await page.title(), title)
-  assert.ok((await page.textContent('dl')).includes(code), code)
-  const sizes = await page.evaluate(() => [document.documentElement.scrollWidth, window.innerWidth])
-  assert.ok(sizes[0] <= sizes[1], `the page is ${sizes[0]} wide in a window of ${sizes[1]}`)
-  await shoot(page, code)
-}
-
-// socket tries a WebSocket from inside a page and says how it went.
-const socket = (page, to) => page.evaluate((to) => new Promise((resolve) => {
-  const ws = new WebSocket(to)
-  ws.onopen = () => ws.send('hello')
-  ws.onmessage = (m) => { resolve(m.data); window.ended = new Promise((r) => { ws.onclose = () => r('closed') }) }
-  ws.onerror = () => resolve('refused')
-}), to)
 
 const wsURL = (at = '/ws') => url(s.private, at).replace(/^http/, 'ws')
 

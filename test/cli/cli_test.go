@@ -8,6 +8,7 @@ package cli
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -20,10 +21,16 @@ import (
 func TestTranscripts(t *testing.T) {
 	s := harness.Start(t, harness.Options{})
 	programs := t.TempDir()
-	// The command line runs in the network of the node, where the server is.
-	wrapper := fmt.Sprintf("#!/bin/sh\nexec nsenter --target %d --net -- %s \"$@\"\n", s.Lab.Node.PID1(), harness.Binary(t, "moat"))
-	if err := os.WriteFile(filepath.Join(programs, "moat"), []byte(wrapper), 0o755); err != nil {
+	curl, err := exec.LookPath("curl")
+	if err != nil {
 		t.Fatal(err)
+	}
+	// The command line runs in the network of the node, where the server is.
+	for name, program := range map[string]string{"moat": harness.Binary(t, "moat"), "curl": curl} {
+		wrapper := fmt.Sprintf("#!/bin/sh\nexec nsenter --target %d --net -- %s \"$@\"\n", s.Lab.Node.PID1(), program)
+		if err := os.WriteFile(filepath.Join(programs, name), []byte(wrapper), 0o755); err != nil {
+			t.Fatal(err)
+		}
 	}
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata",
