@@ -49,7 +49,7 @@ public URLs:         internal/ingress -> internal/ingress/link internal/ingress/
 its parts:           internal/ingress/link internal/ingress/cert internal/ingress/wire -> internal/secret
 
 http api:            internal/control -> api internal/store internal/sandbox internal/policy internal/secret
-node:                internal/node -> api internal/store internal/sandbox internal/policy internal/secret internal/egress/kernel internal/template
+node:                internal/node -> api internal/store internal/sandbox internal/policy internal/secret internal/egress internal/egress/kernel internal/template
 wiring:              internal/app -> internal/... api
 
 laboratory:          internal/lab ->

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/moat-sandbox/moat/internal/egress"
 	"github.com/moat-sandbox/moat/internal/egress/kernel"
 	"github.com/moat-sandbox/moat/internal/guest/image"
 	"github.com/moat-sandbox/moat/internal/node"
@@ -75,12 +76,18 @@ func assemble(ctx context.Context, c Config, records store.Store) (_ *machine, e
 		return policy.Parse(doc, policy.Options{Never: never})
 	}
 	m.node, err = node.Open(ctx, node.Config{
-		Store: records, Network: m.network, Runtime: m.runtime, Templates: m.templates,
+		Store: records, Network: m.network, Tenants: new(egress.Registry), Flows: noFlows{}, Runtime: m.runtime, Templates: m.templates,
 		Guest: guest, Master: master, Compile: m.compile, CABundle: ca, Logger: c.Logger,
 		Warm: defaultLimits(), Pool: c.Pool, Ahead: template.Base, MaxSandboxes: c.MaxSandboxes, TeamLimit: c.TeamLimit,
 	})
 	return m, err
 }
+
+// noFlows stands for a proxy before there is one.
+type noFlows struct{}
+
+func (noFlows) Reevaluate(string, egress.Tenant) int { return 0 }
+func (noFlows) Forget(string) int                    { return 0 }
 
 // defaultLimits bound a sandbox whose template says nothing else.
 func defaultLimits() sandbox.Limits {

@@ -78,8 +78,8 @@ func (n *Node) locate(ctx context.Context, record store.Sandbox) (tenant, error)
 	return tenant{record: record, box: box, slot: slot}, nil
 }
 
-// enforce puts the stored policy of every adopted sandbox into the kernel, all
-// in one step. A document this server cannot compile closes its sandbox.
+// enforce puts the stored policy of every adopted sandbox in force, in the
+// kernel all in one step. A document this server cannot compile closes its sandbox.
 func (n *Node) enforce(ctx context.Context, found []tenant) error {
 	tenants := make([]kernel.Tenant, len(found))
 	for i, t := range found {
@@ -88,6 +88,7 @@ func (n *Node) enforce(ctx context.Context, found []tenant) error {
 			n.Logger.Error("stored network policy is not usable, sandbox is closed", "sandbox", t.record.ID, "error", err)
 			compiled = nil
 		}
+		n.settle(t.slot, t.record, compiled)
 		tenants[i] = kernel.Tenant{Slot: t.slot, Policy: compiled}
 	}
 	return n.Network.Adopt(ctx, tenants)

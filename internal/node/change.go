@@ -113,6 +113,7 @@ func (n *Node) renew(ctx context.Context, id string, edit func(*store.Sandbox) e
 	if err != nil {
 		return sandbox.Receipt{}, store.Sandbox{}, errors.Join(fmt.Errorf("apply network policy: %w", err), n.restore(ctx, l))
 	}
+	// What can fail comes first; what carries flows is told when nothing can.
 	record, err := n.Store.UpdateSandbox(ctx, id, func(s *store.Sandbox) error {
 		err := edit(s)
 		s.Generation++
@@ -122,22 +123,26 @@ func (n *Node) renew(ctx context.Context, id string, edit func(*store.Sandbox) e
 		return sandbox.Receipt{}, store.Sandbox{}, errors.Join(fmt.Errorf("record network policy: %w", err), n.restore(ctx, l))
 	}
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	l.record = record
 	l.armGrants()
-	return sandbox.Receipt{Generation: record.Generation, Cut: applied.Cut}, record, nil
+	l.mu.Unlock()
+	cut := applied.Cut + n.resettle(l.slot, record, compiled)
+	return sandbox.Receipt{Generation: record.Generation, Cut: cut}, record, nil
 }
 
-// restore puts the stored policy back into the kernel; where even that fails
-// the slot is closed.
+// restore puts the stored policy back in force. Where that fails the slot is
+// closed, and nobody speaks for it.
 func (n *Node) restore(ctx context.Context, l *live) error {
-	previous, err := n.Compile(l.snapshot().Policy(time.Now()))
+	record := l.snapshot()
+	previous, err := n.Compile(record.Policy(time.Now()))
 	if err == nil {
 		_, err = n.Network.Apply(ctx, l.slot, previous)
 	}
 	if err == nil {
+		n.resettle(l.slot, record, previous) // it may have lost a grant meanwhile
 		return nil
 	}
+	n.resettle(l.slot, record, nil)
 	_, closeErr := n.Network.Apply(ctx, l.slot, nil)
 	return errors.Join(fmt.Errorf("restore network policy, sandbox is closed: %w", err), closeErr)
 }

@@ -106,6 +106,7 @@ func (n *Node) newRecord(spec sandbox.Spec, template store.Template, w warm) sto
 // spoken to, before its policy is confirmed.
 func (n *Node) bring(ctx context.Context, record store.Sandbox, env map[string]string, template store.Template, p *policy.Policy, w warm) error {
 	var steps errgroup.Group
+	n.settle(w.slot, record, p) // before the first packet can come
 	steps.Go(func() error {
 		if _, err := n.Network.Apply(ctx, w.slot, p); err != nil {
 			return fmt.Errorf("apply network policy: %w", err)
@@ -156,6 +157,7 @@ func (n *Node) publish(record store.Sandbox, box sandbox.Box, slot kernel.Slot) 
 func (n *Node) takeBack(ctx context.Context, id string, w warm) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 	defer cancel()
+	n.evict(w.slot, id)
 	err := n.Store.DeleteSandbox(ctx, id)
 	if errors.Is(err, store.ErrNotFound) {
 		err = nil

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/moat-sandbox/moat/internal/egress"
 	"github.com/moat-sandbox/moat/internal/egress/kernel"
 	"github.com/moat-sandbox/moat/internal/policy"
 	"github.com/moat-sandbox/moat/internal/sandbox"
@@ -39,6 +40,8 @@ type Templates interface {
 type Config struct {
 	Store     store.Store
 	Network   Network
+	Tenants   Tenants
+	Flows     egress.Flows
 	Runtime   sandbox.Runtime
 	Templates Templates
 	Guest     sandbox.Guest
@@ -91,7 +94,9 @@ type live struct {
 
 	// change serialises what alters the sandbox: network updates and removal.
 	change sync.Mutex
-	gone   bool // guarded by change
+	// Guarded by change: the box and the slot are given back, and others may
+	// have them; nothing is left at all.
+	discarded, gone bool
 
 	// mu guards record, keys, both timers and samples.
 	mu      sync.Mutex
@@ -106,7 +111,7 @@ type live struct {
 // belongs to none, and starts filling the pool.
 func Open(ctx context.Context, c Config) (*Node, error) {
 	switch {
-	case c.Store == nil, c.Network == nil, c.Runtime == nil, c.Templates == nil, c.Logger == nil, c.Compile == nil:
+	case c.Store == nil, c.Network == nil, c.Tenants == nil, c.Flows == nil, c.Runtime == nil, c.Templates == nil, c.Logger == nil, c.Compile == nil:
 		return nil, errors.New("node: incomplete configuration")
 	case c.Master.Empty():
 		return nil, errors.New("node: no master key to derive tokens from")

@@ -84,16 +84,32 @@ func (n *Node) remove(ctx context.Context, id, cause string, still func(*live) b
 		return fmt.Errorf("remove sandbox %s: %w", id, err)
 	}
 	l.retire()
-	if err := n.discard(ctx, warm{box: l.box, slot: l.slot}); err != nil {
+	n.evict(l.slot, id)
+	if err := n.discardOnce(ctx, l); err != nil {
 		l.retryRemoval()
 		return fmt.Errorf("remove sandbox %s: %w", id, err)
 	}
 	if err := n.Store.DeleteSandbox(ctx, id); err != nil && !errors.Is(err, store.ErrNotFound) {
+		l.retryRemoval()
 		return fmt.Errorf("remove sandbox %s: %w", id, err)
 	}
 	l.gone = true
 	n.forget(id, l.snapshot().Team)
 	n.Logger.Info("sandbox removed", "sandbox", id, "cause", cause, "lived", time.Since(record.StartedAt).Round(time.Millisecond))
+	return nil
+}
+
+// discardOnce gives back the box and the slot of a sandbox. A removal that
+// failed later comes here again, when they may have another tenant. The caller
+// holds l.change.
+func (n *Node) discardOnce(ctx context.Context, l *live) error {
+	if l.discarded {
+		return nil
+	}
+	if err := n.discard(ctx, warm{box: l.box, slot: l.slot}); err != nil {
+		return err
+	}
+	l.discarded = true
 	return nil
 }
 

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/moat-sandbox/moat/api"
+	"github.com/moat-sandbox/moat/internal/egress"
 	"github.com/moat-sandbox/moat/internal/egress/kernel"
 	"github.com/moat-sandbox/moat/internal/policy"
 	"github.com/moat-sandbox/moat/internal/sandbox"
@@ -41,6 +42,10 @@ type rig struct {
 	slots   map[int]*policy.Policy
 	boxes   map[string]*rigBox
 	applied int
+
+	// tenants are the present node's.
+	tenants *egress.Registry
+	flows   rigFlows
 }
 
 func newRig(t *testing.T) *rig {
@@ -75,8 +80,9 @@ func (r *rig) openStore() {
 // open starts a node on the rig, as a server does.
 func (r *rig) open() *Node {
 	r.t.Helper()
+	r.tenants = new(egress.Registry)
 	n, err := Open(r.t.Context(), Config{
-		Store: r.store, Network: r, Runtime: rigRuntime{r}, Templates: r,
+		Store: r.store, Network: r, Tenants: r.tenants, Flows: &r.flows, Runtime: rigRuntime{r}, Templates: r,
 		Master: r.master(), Logger: slog.New(slog.DiscardHandler),
 		Compile: func(d policy.Document) (*policy.Policy, error) { return policy.Parse(d, policy.Options{}) },
 		Warm:    sandbox.Limits{MemoryMB: 256}, MaxSandboxes: 3, TeamLimit: 2,
@@ -163,7 +169,11 @@ func (r *rig) taken(index int) bool { _, ok := r.slots[index]; return ok }
 
 // rigSlot has a loopback address of its own, where the box listens.
 func rigSlot(index int) kernel.Slot {
-	return kernel.Slot{Index: index, NetNS: fmt.Sprint(index), IP4: netip.AddrFrom4([4]byte{127, 77, 1, byte(index)})}
+	return kernel.Slot{
+		Index: index, NetNS: fmt.Sprint(index),
+		IP4: netip.AddrFrom4([4]byte{127, 77, 1, byte(index)}),
+		IP6: netip.AddrFrom16([16]byte{0: 0xfd, 15: byte(index)}),
+	}
 }
 
 func (r *rig) Apply(_ context.Context, slot kernel.Slot, p *policy.Policy) (kernel.Receipt, error) {
@@ -172,6 +182,7 @@ func (r *rig) Apply(_ context.Context, slot kernel.Slot, p *policy.Policy) (kern
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.expectTenant(slot, p != nil)
 	r.slots[slot.Index] = p
 	r.applied++
 	return kernel.Receipt{Cut: r.applied}, nil
@@ -183,8 +194,20 @@ func (r *rig) Destroy(_ context.Context, slot kernel.Slot) error {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if _, known := r.tenants.Tenant(slot.IP4); known {
+		r.t.Errorf("slot %d is given back while its addresses still are a sandbox's", slot.Index)
+	}
 	delete(r.slots, slot.Index)
 	return nil
+}
+
+// expectTenant says so if a slot opens whose addresses are nobody's yet.
+func (r *rig) expectTenant(slot kernel.Slot, opens bool) {
+	for _, addr := range []netip.Addr{slot.IP4, slot.IP6} {
+		if t, ok := r.tenants.Tenant(addr); opens && (!ok || t.Sandbox == "" || t.Team == "") {
+			r.t.Errorf("slot %d opens while %v belongs to %+v", slot.Index, addr, t)
+		}
+	}
 }
 
 func (r *rig) Load(index int) (kernel.Slot, error) {
@@ -200,6 +223,7 @@ func (r *rig) Adopt(_ context.Context, tenants []kernel.Tenant) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, t := range tenants {
+		r.expectTenant(t.Slot, t.Policy != nil)
 		r.slots[t.Slot.Index] = t.Policy
 	}
 	return nil
@@ -358,6 +382,13 @@ func (s *brokenStore) UpdateSandbox(ctx context.Context, id string, change func(
 		return store.Sandbox{}, err
 	}
 	return s.Store.UpdateSandbox(ctx, id, change)
+}
+
+func (s *brokenStore) DeleteSandbox(ctx context.Context, id string) error {
+	if err := s.rig.breaks("delete"); err != nil {
+		return err
+	}
+	return s.Store.DeleteSandbox(ctx, id)
 }
 
 // handler is the part of the guest daemon that a node talks to.
