@@ -26,7 +26,8 @@ const module = "github.com/moat-sandbox/moat"
 // free to import more.
 const packageRules = `
 wire types:          api/... ->
-decisions are pure:  internal/policy internal/secret ->
+secrets:             internal/secret ->
+decisions are pure:  internal/policy -> internal/secret
 
 go sdk:              client -> api/...
 command line:        cmd/moat -> api client internal/app internal/secret internal/sandbox/gvisor

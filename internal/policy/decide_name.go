@@ -12,13 +12,16 @@ const (
 	PortHTTPS = 443
 )
 
-// Names reports whether allowOut has names, so that connections and DNS
-// questions have to be judged by name.
-func (p *Policy) Names() bool { return p != nil && len(p.names.patterns) > 0 }
+// Names reports whether names open anything, in allowOut or in rules, so that
+// connections and DNS questions have to be judged by name.
+func (p *Policy) Names() bool {
+	return p != nil && (len(p.names.patterns) > 0 || p.rules != nil && p.rules.opens)
+}
 
-// DecideName answers whether allowOut lets a name be reached on a port, at
-// whatever address the one who asks finds for it. Names count for TCP on ports
-// 80 and 443 only. It allocates nothing.
+// DecideName answers whether allowOut or a rule lets a name be reached on a
+// port, at whatever address the one who asks finds for it. Names count for TCP
+// on ports 80 and 443 only. What a rule opens, it opens for the requests that
+// Request allows. It allocates nothing.
 //
 // Only names allow here. A denial says nothing about addresses: who knows the
 // address that a flow is for asks Decide as well, and either may allow. Whether
@@ -40,6 +43,10 @@ func (p *Policy) DecideName(name Name, proto Proto, port uint16) Decision {
 		d.Verdict, d.Rule, d.Entry = Allow, RuleAllowOut, entry
 		return d
 	}
+	if h := p.rules.find(name, netip.Addr{}); h != nil && h.opens&portsAt(port) != 0 {
+		d.Verdict, d.Rule, d.Entry = Allow, RuleRequests, h.entry
+		return d
+	}
 	d.Rule = RuleDefault
 	if others := p.others(); others.Verdict == Deny {
 		d.Rule, d.Entry = others.Rule, others.Entry
@@ -48,7 +55,7 @@ func (p *Policy) DecideName(name Name, proto Proto, port uint16) Decision {
 }
 
 // DecideQuery answers whether a name may be asked for in the DNS on behalf of
-// the sandbox: what allowOut names may, and nothing else unless addresses at
+// the sandbox: what allowOut or a rule opens may, and nothing else unless addresses at
 // large are open anyway. It allocates nothing.
 func (p *Policy) DecideQuery(name Name) Decision {
 	d := Decision{name: name, by: byQuery}
@@ -61,6 +68,10 @@ func (p *Policy) DecideQuery(name Name) Decision {
 	}
 	if entry, ok := p.names.Lookup(name.text); ok {
 		d.Verdict, d.Rule, d.Entry = Allow, RuleAllowOut, entry
+		return d
+	}
+	if h := p.rules.find(name, netip.Addr{}); h != nil && h.opens != 0 {
+		d.Verdict, d.Rule, d.Entry = Allow, RuleRequests, h.entry
 		return d
 	}
 	others := p.others()
@@ -94,6 +105,10 @@ func (d Decision) nameReason() string {
 		return fmt.Sprintf("names in %s work for TCP on ports 80 and 443 only, so %v cannot be reached by name on %s", fieldAllow, d.name, d.port())
 	case d.Rule == RuleAllowOut && d.Verdict == Allow:
 		return fmt.Sprintf("%s in %s allows %v", d.Entry, fieldAllow, d.name)
+	case d.Rule == RuleRequests && d.by == byQuery:
+		return fmt.Sprintf("%s in %s is reachable, and covers %v", d.Entry, fieldRules, d.name)
+	case d.Rule == RuleRequests:
+		return fmt.Sprintf("%s in %s covers %v, and decides about each request", d.Entry, fieldRules, d.name)
 	case d.Rule == RuleDefault && d.Verdict == Allow:
 		return fmt.Sprintf("%v is in no list and the default is %v", d.name, d.Verdict)
 	}

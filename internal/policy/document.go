@@ -8,7 +8,13 @@
 // What the rules mean is written down as runnable examples in testdata/*.policy.
 package policy
 
-import "fmt"
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/moat-sandbox/moat/internal/secret"
+)
 
 // Document is what a caller wrote about the network of one sandbox.
 //
@@ -24,13 +30,77 @@ type Document struct {
 	AllowOut []string `json:"allowOut,omitempty"`
 	// DenyOut lists addresses and prefixes that are not reachable.
 	DenyOut []string `json:"denyOut,omitempty"`
-	// Ruled lists the names for which there are rules about requests (E2B's
-	// network.rules). It allows nothing. A name in AllowOut that is also here
-	// needs no denial of all else: E2B's pages refer in AllowOut to hosts that
-	// have rules, as a way to say that requests to them are changed.
-	Ruled []string `json:"ruled,omitempty"`
+	// Rules say what becomes of requests. A name in AllowOut for which there is a
+	// rule in E2B's shape needs no denial of all else: E2B's pages refer in
+	// AllowOut to hosts that have rules, as a way to say that requests to them are
+	// changed.
+	Rules Rules `json:"rules,omitzero"`
+	// EgressProxy is where all TCP flows that are allowed go through.
+	EgressProxy *EgressProxy `json:"egressProxy,omitempty"`
+	// StrictDNS makes names that may not be reached not exist. Otherwise they
+	// resolve to addresses to which nothing leads.
+	StrictDNS bool `json:"strictDNS,omitempty"`
 	// Default is the verdict for an address that neither list names.
 	Default Verdict `json:"default"`
+}
+
+// Secrets returns what of the document may be secret and is not part of its
+// JSON: values of headers and the password of the upstream proxy, in the order
+// in which WithSecrets takes them.
+func (d Document) Secrets() []secret.String {
+	var all []secret.String
+	d.eachSecret(func(s *secret.String) { all = append(all, *s) })
+	return all
+}
+
+// WithSecrets returns the document with the values that Secrets returned. It
+// fails if they cannot be those of this document.
+func (d Document) WithSecrets(values []secret.String) (Document, error) {
+	d = d.clone()
+	taken := 0
+	d.eachSecret(func(s *secret.String) {
+		if taken < len(values) {
+			*s = values[taken]
+		}
+		taken++
+	})
+	if taken != len(values) {
+		return Document{}, errors.New("network document: the secrets are those of another document")
+	}
+	return d, nil
+}
+
+func (d *Document) eachSecret(visit func(*secret.String)) {
+	for i := range d.Rules.Hosts {
+		for j := range d.Rules.Hosts[i].Headers {
+			visit(&d.Rules.Hosts[i].Headers[j].Value)
+		}
+	}
+	for i := range d.Rules.Ordered {
+		for j := range d.Rules.Ordered[i].Inject {
+			visit(&d.Rules.Ordered[i].Inject[j].Value)
+		}
+	}
+	if d.EgressProxy != nil {
+		visit(&d.EgressProxy.Password)
+	}
+}
+
+// clone copies all that eachSecret can change.
+func (d Document) clone() Document {
+	d.Rules.Hosts = slices.Clone(d.Rules.Hosts)
+	for i := range d.Rules.Hosts {
+		d.Rules.Hosts[i].Headers = slices.Clone(d.Rules.Hosts[i].Headers)
+	}
+	d.Rules.Ordered = slices.Clone(d.Rules.Ordered)
+	for i := range d.Rules.Ordered {
+		d.Rules.Ordered[i].Inject = slices.Clone(d.Rules.Ordered[i].Inject)
+	}
+	if d.EgressProxy != nil {
+		proxy := *d.EgressProxy
+		d.EgressProxy = &proxy
+	}
+	return d
 }
 
 // AllTraffic is E2B's name for everything. It is written as an IPv4 prefix but

@@ -25,65 +25,74 @@ func parsePattern(entry string) (p pattern, reason string) {
 	return pattern{name: strings.Clone(name), wild: wild, entry: strings.Clone(entry)}, ""
 }
 
-// names are compiled patterns: which entry, as written, stands for a name, and
-// which for all names below one. Of entries that mean the same the first is
-// kept. A question costs one access for the name and one for each of its
-// suffixes, up to the depth of the deepest wildcard, however many patterns
-// there are. The maps grow with the entries and not with their labels, of
-// which a hostile document has a million.
-type names struct {
-	patterns []pattern // in the order of the document
-	exact    map[string]string
-	below    map[string]string
-	deepest  int // the most labels that a name in below has
+// index finds the most specific of the patterns that cover a name, and what was
+// stored for it. Of patterns that mean the same the first is kept. A question
+// costs one access for the name and one for each of its suffixes, up to the
+// depth of the deepest wildcard, however many patterns there are. The maps grow
+// with the patterns and not with their labels, of which a hostile document has
+// a million.
+type index[V any] struct {
+	exact   map[string]V
+	below   map[string]V
+	deepest int // the most labels that a name in below has
 }
 
-func (n *names) Insert(p pattern) {
-	n.patterns = append(n.patterns, p)
-	entries := &n.exact
+func (x *index[V]) Insert(p pattern, v V) {
+	values := &x.exact
 	if p.wild {
-		entries = &n.below
-		n.deepest = max(n.deepest, labels(p.name))
+		values = &x.below
+		x.deepest = max(x.deepest, labels(p.name))
 	}
-	if *entries == nil {
-		*entries = map[string]string{}
+	if *values == nil {
+		*values = map[string]V{}
 	}
-	if _, taken := (*entries)[p.name]; !taken {
-		(*entries)[p.name] = p.entry
+	if _, taken := (*values)[p.name]; !taken {
+		(*values)[p.name] = v
 	}
 }
 
-// Lookup returns the most specific entry that covers a name.
-func (n *names) Lookup(name string) (entry string, ok bool) {
-	if entry, ok = n.exact[name]; ok {
-		return entry, true
+// Get returns what is stored for this very pattern.
+func (x *index[V]) Get(p pattern) (v V, ok bool) {
+	if p.wild {
+		v, ok = x.below[p.name]
+	} else {
+		v, ok = x.exact[p.name]
 	}
-	for suffix := range n.suffixes(name) {
-		if found, covered := n.below[suffix]; covered {
-			entry, ok = found, true
-		}
-	}
-	return entry, ok
+	return v, ok
 }
 
-// Broader returns another entry that covers everything a pattern does, the
-// broadest there is.
-func (n *names) Broader(p pattern) (entry string, ok bool) {
-	for suffix := range n.suffixes(p.name) {
-		if entry, ok = n.below[suffix]; ok {
-			return entry, true
+// Lookup returns what is stored for the most specific pattern that covers a
+// name.
+func (x *index[V]) Lookup(name string) (v V, ok bool) {
+	if v, ok = x.exact[name]; ok {
+		return v, true
+	}
+	for suffix := range x.suffixes(name) {
+		if found, covered := x.below[suffix]; covered {
+			v, ok = found, true
 		}
 	}
-	return "", false
+	return v, ok
+}
+
+// Broader returns what is stored for another pattern that covers everything
+// this one does, the broadest there is.
+func (x *index[V]) Broader(p pattern) (v V, ok bool) {
+	for suffix := range x.suffixes(p.name) {
+		if v, ok = x.below[suffix]; ok {
+			return v, true
+		}
+	}
+	return v, false
 }
 
 // suffixes yields what a name is below, from the empty name on: for a.b.c the
 // suffixes "", "c" and "b.c", as far as there are wildcards of that depth.
-func (n *names) suffixes(name string) iter.Seq[string] {
+func (x *index[V]) suffixes(name string) iter.Seq[string] {
 	return func(yield func(string) bool) {
 		dot := len(name)
 		suffix := ""
-		for range n.deepest + 1 {
+		for range x.deepest + 1 {
 			if dot < 0 || name == "" || !yield(suffix) {
 				return
 			}
@@ -91,6 +100,29 @@ func (n *names) suffixes(name string) iter.Seq[string] {
 			suffix = name[dot+1:]
 		}
 	}
+}
+
+// names are the compiled names of a list: which entry, as written, covers a
+// name.
+type names struct {
+	index[string]
+	patterns []pattern // in the order of the document
+}
+
+func (n *names) Insert(p pattern) {
+	n.patterns = append(n.patterns, p)
+	n.index.Insert(p, p.entry)
+}
+
+// plain is the pattern without the way it was written, to compare it by.
+func (p pattern) plain() pattern { return pattern{name: p.name, wild: p.wild} }
+
+// covers reports whether every name that other stands for p stands for too.
+func (p pattern) covers(other pattern) bool {
+	if p.name == other.name {
+		return p.wild == other.wild
+	}
+	return p.wild && (p.name == "" || strings.HasSuffix(other.name, "."+p.name))
 }
 
 // labels counts the labels of a name; the empty one has none.

@@ -34,9 +34,12 @@ func naiveNeedsDenyAll(doc policy.Document) bool {
 			return false
 		}
 	}
-	ruled := strings.Join(doc.Ruled, " ") + " "
+	ruled := ""
+	for _, r := range doc.Rules.Hosts {
+		ruled += r.Host + " "
+	}
 	for _, entry := range doc.AllowOut {
-		if isName(entry) && (strings.HasPrefix(entry, "*") || !strings.Contains(" "+ruled, " "+entry+" ")) {
+		if isName(entry) && !strings.Contains(" "+ruled, " "+entry+" ") {
 			return true
 		}
 	}
@@ -80,7 +83,7 @@ func (w world) addNames(doc *policy.Document) {
 		case 1, 2, 3, 4:
 			entry = "*." + entry
 		case 5, 6:
-			doc.Ruled = append(doc.Ruled, entry)
+			doc.Rules.Hosts = append(doc.Rules.Hosts, policy.HostRule{Host: entry})
 		}
 		doc.AllowOut = append(doc.AllowOut, entry)
 	}

@@ -21,6 +21,9 @@ type Options struct {
 	// Names accepts names in allowOut. It is for callers that enforce them: a
 	// name that is accepted and not enforced would be a promise nobody keeps.
 	Names bool
+	// Rules accepts rules about requests and upstream proxies, for the same
+	// reason.
+	Rules bool
 }
 
 // Names of the lists, as callers write them and as errors and reasons show them.
@@ -29,12 +32,14 @@ const (
 	fieldDeny    = "denyOut"
 	fieldRules   = "rules"
 	fieldDefault = "default"
+
+	fieldEgressProxy = "egressProxy"
 )
 
 // EntryError says which entry of a document is wrong. Its text begins as
 // E2B's does.
 type EntryError struct {
-	Field string // allowOut, denyOut, rules or default
+	Field string // allowOut, denyOut or default
 	// Entry is what the caller wrote, shortened and quoted where it must be;
 	// empty when the field as a whole is wrong.
 	Entry  string
@@ -50,15 +55,14 @@ func (e *EntryError) Error() string {
 		return reasonDenyAll
 	case e.Field == fieldDeny:
 		return "invalid denied CIDR " + e.Entry + ": " + e.Reason
-	case e.Field == fieldRules:
-		return "invalid rule domain " + e.Entry + ": " + e.Reason
 	default:
 		return "invalid allowed address " + e.Entry + ": " + e.Reason
 	}
 }
 
 // Parse validates a document and compiles it. The error, if any, is an
-// *EntryError about the first entry that is wrong.
+// *EntryError about the first entry of a list that is wrong, or else a
+// *SettingError.
 func Parse(doc Document, opts Options) (*Policy, error) {
 	limit := opts.MaxEntries
 	if limit == 0 {
@@ -89,15 +93,10 @@ func Parse(doc Document, opts Options) (*Policy, error) {
 	}); err != nil {
 		return nil, err
 	}
-	ruled := map[string]bool{}
-	if err := parseList(fieldRules, doc.Ruled, limit, func(entry string) string {
-		name, reason := normalise(entry)
-		ruled[name] = true
-		return reason
-	}); err != nil {
+	if err := p.compileRequests(doc, opts.Rules); err != nil {
 		return nil, err
 	}
-	if err := p.checkDenyAll(ruled); err != nil {
+	if err := p.checkDenyAll(doc.Rules.Hosts); err != nil {
 		return nil, err
 	}
 	return p, nil
@@ -146,12 +145,17 @@ func (p *Policy) addAllowed(entry string, accepted bool) (reason string) {
 // checkDenyAll refuses names where all else stays open, as E2B does: they
 // would look like a restriction and be none. Denying by default is as good as
 // denying all traffic, and names with rules of their own are exempt.
-func (p *Policy) checkDenyAll(ruled map[string]bool) error {
+func (p *Policy) checkDenyAll(rules []HostRule) error {
 	if _, denied := p.deny.Get(all4); denied || p.verdict == Deny {
 		return nil
 	}
+	ruled := map[pattern]bool{}
+	for _, r := range rules {
+		host, _ := parsePattern(r.Host) // has been parsed before
+		ruled[host.plain()] = true
+	}
 	for _, pattern := range p.names.patterns {
-		if pattern.wild || !ruled[pattern.name] {
+		if !ruled[pattern.plain()] {
 			return &EntryError{Field: fieldAllow, Entry: printable(pattern.entry), Reason: reasonDenyAll}
 		}
 	}

@@ -47,8 +47,11 @@ type Flow struct {
 type Policy struct {
 	never       *Never
 	allow, deny *list
-	names       *names  // the names in allowOut; never nil
-	verdict     Verdict // for what no list names
+	names       *names    // the names in allowOut; never nil
+	verdict     Verdict   // for what no list names
+	rules       *ruleset  // nil for none
+	upstream    *Upstream // nil for none
+	strictDNS   bool
 }
 
 // Rule is the part of a policy that decided.
@@ -62,6 +65,7 @@ const (
 	RuleNever                // the never-reachable table
 	RuleAllowOut
 	RuleDenyOut
+	RuleRequests // a rule about requests, which alone does not end the matter
 	RuleDefault
 )
 
@@ -78,6 +82,8 @@ func (r Rule) String() string {
 		return fieldAllow
 	case RuleDenyOut:
 		return fieldDeny
+	case RuleRequests:
+		return fieldRules
 	case RuleDefault:
 		return fieldDefault
 	}
@@ -107,7 +113,9 @@ const (
 )
 
 // Decide answers whether a flow may pass: what is never reachable is denied,
-// then allowOut beats denyOut beats the default. It allocates nothing.
+// then allowOut beats denyOut beats the default. An address that a rule names
+// is allowed on port 80, where each request is asked about: see Request. It
+// allocates nothing.
 func (p *Policy) Decide(f Flow) Decision {
 	if p == nil {
 		return Decision{flow: f}
@@ -121,6 +129,9 @@ func (p *Policy) Decide(f Flow) Decision {
 	}
 	if entry, ok := p.allow.Lookup(dst); ok {
 		return Decision{Verdict: Allow, Rule: RuleAllowOut, Entry: entry, flow: f}
+	}
+	if h := p.rules.find(Name{}, dst); h != nil && f.Proto == TCP && f.Dst.Port() == PortHTTP && h.opens != 0 {
+		return Decision{Verdict: Allow, Rule: RuleRequests, Entry: h.entry, flow: f}
 	}
 	if entry, ok := p.deny.Lookup(dst); ok {
 		return Decision{Rule: RuleDenyOut, Entry: entry, flow: f}
@@ -147,6 +158,8 @@ func (d Decision) Reason() string {
 		return fmt.Sprintf("%v is never reachable: %s (%v)", dst, d.why.Why, d.why.Prefix)
 	case RuleAllowOut, RuleDenyOut:
 		return fmt.Sprintf("%v is in %v entry %s", dst, d.Rule, d.Entry)
+	case RuleRequests:
+		return fmt.Sprintf("rules about requests to %v decide", dst)
 	case RuleDefault:
 		return fmt.Sprintf("%v is in no list and the default is %v", dst, d.Verdict)
 	}

@@ -75,7 +75,9 @@ func (s *script) line(text string) {
 	case "denyOut":
 		s.doc.DenyOut = append(s.doc.DenyOut, fields[1:]...)
 	case "ruled":
-		s.doc.Ruled = append(s.doc.Ruled, fields[1:]...)
+		for _, host := range fields[1:] {
+			s.doc.Rules.Hosts = append(s.doc.Rules.Hosts, policy.HostRule{Host: host})
+		}
 	case "exempt":
 		for _, f := range fields[1:] {
 			s.exempt = append(s.exempt, netip.MustParsePrefix(f))
@@ -188,7 +190,7 @@ func (s *script) parse() (*policy.Policy, error) {
 	if err != nil {
 		s.fatalf("never-reachable table: %v", err)
 	}
-	return policy.Parse(s.doc, policy.Options{Never: never, Names: true})
+	return policy.Parse(s.doc, policy.Options{Never: never, Names: true, Rules: true})
 }
 
 func (s *script) proto(name string) policy.Proto {

@@ -30,6 +30,9 @@ func (s String) Reveal() string {
 	return *s.p
 }
 
+// Known reports whether there is a value, which may be empty.
+func (s String) Known() bool { return s.p != nil }
+
 // Empty reports whether there is no secret.
 func (s String) Empty() bool { return s.p == nil || *s.p == "" }
 

@@ -1,0 +1,145 @@
+package policy
+
+import (
+	"fmt"
+	"net/netip"
+)
+
+// Request is what a sandbox asks of a web server. Whoever makes one has parsed
+// Host or :authority strictly, and has refused a request that contradicts
+// itself.
+type Request struct {
+	Scheme string // "http" or "https"
+	Method string
+	// Name is the host that the request is for, and Addr is set instead if that
+	// is an address.
+	Name Name
+	Addr netip.Addr
+	Port uint16
+	// Path is the path as it was sent, up to the query.
+	Path string
+	// SNI is the name that the TLS connection was opened for; the zero Name
+	// over plain HTTP.
+	SNI Name
+}
+
+// Action is what is to be done with a request. Its zero value denies.
+type Action struct {
+	Verdict Verdict
+	// Rule is the rule that decided: its name, or in E2B's shape its host as
+	// written. Empty if no rule did.
+	Rule string
+	// Inject are the headers to set, each in place of all of that name. It must
+	// not be changed.
+	Inject []Injection
+	// Strip removes the sandbox's own credentials first: see CredentialHeader
+	// and CredentialParameter.
+	Strip bool
+	Audit Audit
+
+	name Name
+	addr netip.Addr
+	why  outcome
+}
+
+// Injection is a header to set.
+type Injection struct {
+	Header string // in canonical form
+	Value  Template
+}
+
+// Audit says how much of a request goes into its record.
+type Audit uint8
+
+// Whatever the level, a record never has values of headers, queries or bodies.
+const (
+	AuditMetadata Audit = iota
+	AuditFull
+	AuditNone
+)
+
+// outcome is how an Action came about.
+type outcome uint8
+
+const (
+	noPolicy outcome = iota
+	notHTTP
+	misdirected
+	badPath
+	noRule
+	noMatch
+	byRule
+)
+
+// Request answers what rules say about a request. It is asked about every
+// request that can be seen, beside DecideName and Decide and not in their
+// place: rules in E2B's shape open nothing. A request to a host that rules are
+// about must be sent over a connection made by name, to an address that was
+// looked up for it, and over verified TLS if it came over TLS: never to an
+// address of the sandbox's choice. Where Decide is what allows the flow, it
+// must allow the address found as well.
+//
+// It allocates nothing unless there are rules about paths and the request has
+// one in an unusual form.
+func (p *Policy) Request(r Request) Action {
+	a := Action{name: r.Name, addr: r.Addr}
+	if p == nil {
+		return a
+	}
+	on := portsOf(r.Scheme, r.Port)
+	if on == 0 {
+		a.why = notHTTP
+		return a
+	}
+	if on == onHTTPS && r.SNI != r.Name {
+		a.why = misdirected
+		return a
+	}
+	h := p.rules.find(r.Name, r.Addr)
+	if h == nil || h.decides&on == 0 {
+		a.Verdict, a.why = Allow, noRule
+		return a
+	}
+	return h.apply(r, on, a)
+}
+
+// Terminates reports whether TLS connections for a name must be opened, so that
+// Request can be asked about what is in them. All others pass untouched.
+func (p *Policy) Terminates(name Name) bool {
+	if p == nil {
+		return false
+	}
+	h := p.rules.find(name, netip.Addr{})
+	return h != nil && h.decides&onHTTPS != 0
+}
+
+// Rules reports whether there are rules about requests, so that all HTTP and
+// HTTPS flows have to be seen.
+func (p *Policy) Rules() bool { return p != nil && !p.rules.empty() }
+
+// Reason says why, in a sentence for people. It repeats nothing of the request
+// but its host.
+func (a Action) Reason() string {
+	host := a.name.String()
+	if a.addr.IsValid() {
+		host = a.addr.String()
+	}
+	switch a.why {
+	case notHTTP:
+		return fmt.Sprintf("requests are HTTP on port %d or HTTPS on port %d", PortHTTP, PortHTTPS)
+	case misdirected:
+		return fmt.Sprintf("the request is for %s, the connection for another host", host)
+	case badPath:
+		return "the path of the request is not valid"
+	case noRule:
+		return fmt.Sprintf("no rule is about %s", host)
+	case noMatch:
+		return fmt.Sprintf("no rule for %s matches the request", host)
+	case byRule:
+		if a.Verdict == Allow {
+			return fmt.Sprintf("rule %s allows the request", a.Rule)
+		}
+		return fmt.Sprintf("rule %s denies the request", a.Rule)
+	}
+	return "no policy is in force"
+}
