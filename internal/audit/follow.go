@@ -16,7 +16,7 @@ type Follower struct {
 	seq    uint64
 	cursor uint64
 
-	forgotten bool // guarded by log.mu
+	ended bool // the sandbox has; guarded by log.mu
 }
 
 // Follow begins to read what f wants, after f.Since. The caller closes the
@@ -25,6 +25,7 @@ func (l *Log) Follow(f Filter) *Follower {
 	w := &Follower{log: l, filter: f, wake: make(chan struct{}, 1), cursor: f.Since}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	_, w.ended = l.ended.teams[f.Sandbox]
 	l.followers[w] = struct{}{}
 	return w
 }
@@ -38,11 +39,11 @@ func (w *Follower) Close() {
 
 // Next returns the next records that match, waiting until there is one. It
 // also returns, without records, when some were lost and no other has come. It
-// ends with ctx, and with ErrForgotten when the sandbox is forgotten.
+// ends with ctx, and with ErrEnded when the sandbox has ended and all is read.
 func (w *Follower) Next(ctx context.Context) (Page, error) {
 	var lost uint64
 	for {
-		found, n, forgotten := w.take()
+		found, n, ended := w.take()
 		lost += n
 		page := Page{Next: w.cursor, Lost: lost}
 		page.fill(&w.filter, found)
@@ -52,8 +53,8 @@ func (w *Follower) Next(ctx context.Context) (Page, error) {
 			return page, nil
 		case len(found) > 0:
 			continue
-		case forgotten:
-			return page, ErrForgotten
+		case ended:
+			return page, ErrEnded
 		}
 		select {
 		case <-w.wake:
@@ -64,12 +65,12 @@ func (w *Follower) Next(ctx context.Context) (Page, error) {
 }
 
 // take removes from what is ahead as many records as one page can hold.
-func (w *Follower) take() (found []*Record, lost uint64, forgotten bool) {
+func (w *Follower) take() (found []*Record, lost uint64, ended bool) {
 	w.log.mu.Lock()
 	defer w.log.mu.Unlock()
 	r := w.log.ringFor(&w.filter)
 	if r == nil {
-		return nil, 0, w.forgotten
+		return nil, 0, w.ended
 	}
 	if w.ring != r {
 		w.ring = r
@@ -81,7 +82,7 @@ func (w *Follower) take() (found []*Record, lost uint64, forgotten bool) {
 	}
 	found = r.from(w.seq, w.filter.limit())
 	w.seq += uint64(len(found))
-	return found, lost, w.forgotten
+	return found, lost, w.ended
 }
 
 // signal says that there may be something new. It never waits. The caller

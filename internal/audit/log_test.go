@@ -102,11 +102,12 @@ func TestQueryContinues(t *testing.T) {
 func TestFilter(t *testing.T) {
 	l := newLog(t, audit.Config{})
 	allow, deny := policy.Allow, policy.Deny
+	out, in := audit.Out, audit.In
 	for _, r := range []audit.Record{
 		{Reason: "1", Name: "example.com", Verdict: allow, Protocol: audit.TLS},
 		{Reason: "2", Name: "api.example.com", Verdict: deny, Protocol: audit.TLS},
 		{Reason: "3", Name: "badexample.com", Verdict: deny, Protocol: audit.HTTP},
-		{Reason: "4", Verdict: deny, Protocol: audit.TCP},
+		{Reason: "4", Verdict: deny, Protocol: audit.TCP, Dst: netip.MustParseAddrPort("8.8.8.8:53"), Direction: audit.In, Time: time.Unix(100, 0)},
 	} {
 		r.Sandbox = "a"
 		l.Append(r)
@@ -125,6 +126,12 @@ func TestFilter(t *testing.T) {
 		{audit.Filter{Name: "*.example.com"}, "2"},
 		{audit.Filter{Name: "*"}, "1 2 3"},
 		{audit.Filter{Name: "*.com", Verdict: &deny}, "2 3"},
+		{audit.Filter{Direction: &out}, "1 2 3"},
+		{audit.Filter{Direction: &in}, "4"},
+		{audit.Filter{Address: netip.MustParsePrefix("8.8.0.0/16")}, "4"},
+		{audit.Filter{Address: netip.MustParsePrefix("8.9.0.0/16")}, ""},
+		{audit.Filter{From: time.Unix(100, 0)}, "4"},
+		{audit.Filter{From: time.Unix(100, 1)}, ""},
 	} {
 		x.filter.Sandbox = "a"
 		wantReasons(t, l.Query(x.filter), x.want)
@@ -150,24 +157,109 @@ func TestOldRecordsMakeRoom(t *testing.T) {
 	wantReasons(t, l.Query(audit.Filter{Sandbox: "b"}), "b1") // a neighbour's noise does not reach it
 }
 
-func TestForget(t *testing.T) {
-	l := newLog(t, audit.Config{})
-	add(l, "a", "1")
-	w := l.Follow(audit.Filter{Sandbox: "a"})
-	defer w.Close()
-	other := l.Follow(audit.Filter{Sandbox: "b"})
-	defer other.Close()
-	l.Forget("a")
-	wantReasons(t, l.Query(audit.Filter{Sandbox: "a"}), "")
-	wantReasons(t, l.Query(audit.Filter{Everyone: true}), "1")
-	if _, err := w.Next(t.Context()); !errors.Is(err, audit.ErrForgotten) {
-		t.Errorf("who follows a forgotten sandbox gets %v", err)
+func TestEndedSandboxStaysReadable(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLog(t, audit.Config{Retain: time.Minute})
+		add(l, "a", "1", "2")
+		w := l.Follow(audit.Filter{Sandbox: "a", Limit: 1})
+		defer w.Close()
+		other := l.Follow(audit.Filter{Sandbox: "b"})
+		defer other.Close()
+		if team, known := l.Team("a"); known {
+			t.Errorf("a sandbox that lives is said to have been of %q", team)
+		}
+		l.Retire("a", "red")
+		l.Retire("a", "blue")                     // a removal that is tried again
+		for _, want := range []string{"1", "2"} { // who follows gets all there is
+			page, err := w.Next(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			wantReasons(t, page, want)
+		}
+		late := l.Follow(audit.Filter{Sandbox: "a", Since: l.Query(audit.Filter{Sandbox: "a"}).Next})
+		defer late.Close()
+		for _, f := range []*audit.Follower{w, late} {
+			if _, err := f.Next(t.Context()); !errors.Is(err, audit.ErrEnded) {
+				t.Errorf("who follows a sandbox that has ended gets %v", err)
+			}
+		}
+		over, cancel := context.WithCancel(t.Context())
+		cancel()
+		if _, err := other.Next(over); !errors.Is(err, context.Canceled) {
+			t.Errorf("who follows another sandbox gets %v", err)
+		}
+		time.Sleep(time.Minute)
+		add(l, "a", "3") // a flow whose end came later
+		if team, known := l.Team("a"); team != "red" || !known {
+			t.Errorf("it was of %q, %v", team, known)
+		}
+		wantReasons(t, l.Query(audit.Filter{Sandbox: "a"}), "1 2 3")
+		time.Sleep(time.Nanosecond)
+		if team, known := l.Team("a"); known {
+			t.Errorf("after a minute it is still known to be of %q", team)
+		}
+		wantReasons(t, l.Query(audit.Filter{Sandbox: "a"}), "")
+		wantReasons(t, l.Query(audit.Filter{Everyone: true}), "1 2 3")
+	})
+}
+
+// However many sandboxes end, what is kept of them is bounded.
+func TestEndedSandboxesAreBounded(t *testing.T) {
+	l := newLog(t, audit.Config{Total: 10})
+	for i := range 100 {
+		sandbox := fmt.Sprint("s", i)
+		add(l, sandbox, "1", "2")
+		l.Retire(sandbox, "red")
 	}
-	ended, cancel := context.WithCancel(t.Context())
-	cancel()
-	if _, err := other.Next(ended); !errors.Is(err, context.Canceled) {
-		t.Errorf("who follows another sandbox gets %v", err)
+	for i, want := range map[int]string{99: "1 2", 97: "1 2", 96: "", 0: ""} {
+		wantReasons(t, l.Query(audit.Filter{Sandbox: fmt.Sprint("s", i)}), want)
+		if _, known := l.Team(fmt.Sprint("s", i)); known != (want != "") {
+			t.Errorf("sandbox %d is known: %v", i, known)
+		}
 	}
+}
+
+// Records for sandboxes that nobody retires cannot fill the memory, and who
+// misses some is told.
+func TestSandboxesAreBounded(t *testing.T) {
+	l := newLog(t, audit.Config{PerSandbox: 1, Total: 1})
+	add(l, "first", "1")
+	seen := l.Query(audit.Filter{Sandbox: "first"}).Next
+	for i := range 20_000 {
+		add(l, fmt.Sprint("s", i), "x")
+	}
+	wantReasons(t, l.Query(audit.Filter{Sandbox: "first"}), "")
+	wantReasons(t, l.Query(audit.Filter{Sandbox: "s19999"}), "x")
+	add(l, "first", "2")
+	page := l.Query(audit.Filter{Sandbox: "first", Since: seen})
+	wantReasons(t, page, "2")
+	if page.Lost == 0 {
+		t.Error("nobody says that records are gone")
+	}
+}
+
+// A cursor from before a restart goes on, and tells that something may have
+// been missed.
+func TestRestartIsNotSilent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLog(t, audit.Config{})
+		add(l, "a", "1")
+		seen := l.Query(audit.Filter{Sandbox: "a"}).Next
+		time.Sleep(time.Second)
+		l = newLog(t, audit.Config{})
+		add(l, "a", "2")
+		w := l.Follow(audit.Filter{Sandbox: "a", Since: seen})
+		defer w.Close()
+		page, err := w.Next(t.Context())
+		if err != nil || page.Lost == 0 {
+			t.Errorf("%d lost, %v", page.Lost, err)
+		}
+		wantReasons(t, page, "2")
+		if page := l.Query(audit.Filter{Sandbox: "a", Since: page.Next}); page.Lost != 0 {
+			t.Errorf("%d lost for who was there", page.Lost)
+		}
+	})
 }
 
 func TestFollowWaits(t *testing.T) {
@@ -187,7 +279,7 @@ func TestFollowWaits(t *testing.T) {
 				got <- reasons(page)
 			}
 		}()
-		defer func() { l.Forget("a"); <-got }()
+		defer func() { l.Retire("a", "red"); <-got }()
 		for _, append := range []func(){
 			func() { add(l, "b", "other") },
 			func() { l.Append(audit.Record{Sandbox: "a", Verdict: policy.Allow, Reason: "allowed"}) },

@@ -2,8 +2,10 @@ package audit
 
 import (
 	"math"
+	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/moat-sandbox/moat/internal/policy"
 )
@@ -30,6 +32,13 @@ type Filter struct {
 	Name string
 	// Protocol wants only records of this protocol; empty means all.
 	Protocol Protocol
+	// Direction wants only flows in this direction; nil means both.
+	Direction *Direction
+	// Address wants only flows to addresses in this prefix; the zero Prefix
+	// means all, also those without an address.
+	Address netip.Prefix
+	// From wants only flows that began at this time or later.
+	From time.Time
 	// Limit is how many records a page holds at most; 0 means DefaultLimit, and
 	// more than MaxLimit means MaxLimit.
 	Limit int
@@ -64,7 +73,12 @@ func (f *Filter) covers(r *Record) bool {
 
 // wants reports whether a record of that part matches.
 func (f *Filter) wants(r *Record) bool {
-	if f.Verdict != nil && *f.Verdict != r.Verdict || f.Protocol != "" && f.Protocol != r.Protocol {
+	switch {
+	case f.Verdict != nil && *f.Verdict != r.Verdict,
+		f.Protocol != "" && f.Protocol != r.Protocol,
+		f.Direction != nil && *f.Direction != r.Direction,
+		f.Address.IsValid() && !f.Address.Contains(r.Dst.Addr()),
+		r.Time.Before(f.From):
 		return false
 	}
 	if suffix, below := strings.CutPrefix(f.Name, "*"); below {

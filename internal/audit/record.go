@@ -82,7 +82,8 @@ type Record struct {
 	// ID names the decision.
 	ID ID
 	// Time is when the flow began.
-	Time      time.Time
+	Time time.Time
+	// Sandbox is empty for what concerns none that exists.
 	Sandbox   string
 	Direction Direction
 	Protocol  Protocol

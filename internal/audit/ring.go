@@ -11,10 +11,11 @@ type ring struct {
 	// pushed counts all records there ever were. The first one has the sequence
 	// number 0, so pushed is the number of the next.
 	pushed  uint64
-	evicted uint64 // cursor of the last record that had to make room
+	evicted uint64 // cursor of the last record that is not there any more
 }
 
-func newRing(limit int) *ring { return &ring{limit: limit} }
+// newRing returns an empty ring. What there was up to the cursor is gone.
+func newRing(limit int, cursor uint64) *ring { return &ring{limit: limit, evicted: cursor} }
 
 func (r *ring) push(rec *Record) {
 	r.pushed++
@@ -25,6 +26,14 @@ func (r *ring) push(rec *Record) {
 	r.evicted = r.records[r.first].Cursor
 	r.records[r.first] = rec
 	r.first = (r.first + 1) % r.limit
+}
+
+// latest returns the cursor of the youngest record.
+func (r *ring) latest() uint64 {
+	if len(r.records) == 0 {
+		return r.evicted
+	}
+	return r.at(len(r.records) - 1).Cursor
 }
 
 // oldest returns the sequence number of the oldest record that is still there.
