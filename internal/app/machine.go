@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/moat-sandbox/moat/internal/audit"
 	"github.com/moat-sandbox/moat/internal/egress"
 	"github.com/moat-sandbox/moat/internal/egress/kernel"
 	"github.com/moat-sandbox/moat/internal/guest/image"
@@ -33,7 +34,7 @@ type machine struct {
 	compile   func(policy.Document) (*policy.Policy, error)
 }
 
-func assemble(ctx context.Context, c Config, records store.Store) (_ *machine, err error) {
+func assemble(ctx context.Context, c Config, records store.Store, log *audit.Log) (_ *machine, err error) {
 	m := &machine{records: records}
 	defer func() {
 		if err != nil {
@@ -76,7 +77,7 @@ func assemble(ctx context.Context, c Config, records store.Store) (_ *machine, e
 		return policy.Parse(doc, policy.Options{Never: never})
 	}
 	m.node, err = node.Open(ctx, node.Config{
-		Store: records, Network: m.network, Tenants: new(egress.Registry), Flows: noFlows{}, Runtime: m.runtime, Templates: m.templates,
+		Store: records, Network: m.network, Tenants: new(egress.Registry), Flows: noFlows{}, Audit: log, Runtime: m.runtime, Templates: m.templates,
 		Guest: guest, Master: master, Compile: m.compile, CABundle: ca, Logger: c.Logger,
 		Warm: defaultLimits(), Pool: c.Pool, Ahead: template.Base, MaxSandboxes: c.MaxSandboxes, TeamLimit: c.TeamLimit,
 	})

@@ -36,7 +36,12 @@ func Run(ctx context.Context, c Config) (err error) {
 	}
 	down.add("close listeners", func() error { doors.close(); return nil })
 
-	m, err := assemble(ctx, c, records)
+	log, err := openJournal(c)
+	if err != nil {
+		return err
+	}
+	down.add("close audit log", log.close)
+	m, err := assemble(ctx, c, records, log)
 	if err != nil {
 		return err
 	}

@@ -35,6 +35,12 @@ type Templates interface {
 	Resolve(ctx context.Context, ref string) (store.Template, error)
 }
 
+// Audit is told when a sandbox has ended, so that its team can still read what
+// it did.
+type Audit interface {
+	Retire(sandbox, team string)
+}
+
 // Config is what a Node is made of. Every field is required but
 // Pool, Ahead and CABundle.
 type Config struct {
@@ -42,6 +48,7 @@ type Config struct {
 	Network   Network
 	Tenants   Tenants
 	Flows     egress.Flows
+	Audit     Audit
 	Runtime   sandbox.Runtime
 	Templates Templates
 	Guest     sandbox.Guest
@@ -111,7 +118,7 @@ type live struct {
 // belongs to none, and starts filling the pool.
 func Open(ctx context.Context, c Config) (*Node, error) {
 	switch {
-	case c.Store == nil, c.Network == nil, c.Tenants == nil, c.Flows == nil, c.Runtime == nil, c.Templates == nil, c.Logger == nil, c.Compile == nil:
+	case c.Store == nil, c.Network == nil, c.Tenants == nil, c.Flows == nil, c.Audit == nil, c.Runtime == nil, c.Templates == nil, c.Logger == nil, c.Compile == nil:
 		return nil, errors.New("node: incomplete configuration")
 	case c.Master.Empty():
 		return nil, errors.New("node: no master key to derive tokens from")
