@@ -49,7 +49,7 @@ guest daemon:        internal/guest/... -> internal/guest/... api/...
 public URLs:         internal/ingress -> internal/ingress/link internal/ingress/wire internal/sandbox internal/secret api
 its parts:           internal/ingress/link internal/ingress/cert internal/ingress/wire -> internal/secret
 
-http api:            internal/control -> api internal/store internal/sandbox internal/policy internal/secret
+http api:            internal/control -> api internal/store internal/sandbox internal/policy internal/secret internal/audit
 node:                internal/node -> api internal/store internal/sandbox internal/policy internal/secret internal/egress internal/egress/kernel internal/template
 wiring:              internal/app -> internal/... api
 

@@ -41,7 +41,7 @@ func Run(ctx context.Context, c Config) (err error) {
 		return err
 	}
 	down.add("close audit log", log.close)
-	m, err := assemble(ctx, c, records, log)
+	m, err := assemble(ctx, c, records, log.Log)
 	if err != nil {
 		return err
 	}

@@ -89,6 +89,7 @@ func (n *Node) remove(ctx context.Context, id, cause string, still func(*live) b
 		l.retryRemoval()
 		return fmt.Errorf("remove sandbox %s: %w", id, err)
 	}
+	n.Audit.Retire(id, l.snapshot().Team) // before nobody knows whose it was
 	if err := n.Store.DeleteSandbox(ctx, id); err != nil && !errors.Is(err, store.ErrNotFound) {
 		l.retryRemoval()
 		return fmt.Errorf("remove sandbox %s: %w", id, err)

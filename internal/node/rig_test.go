@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/moat-sandbox/moat/api"
+	"github.com/moat-sandbox/moat/internal/audit"
 	"github.com/moat-sandbox/moat/internal/egress"
 	"github.com/moat-sandbox/moat/internal/egress/kernel"
 	"github.com/moat-sandbox/moat/internal/policy"
@@ -82,7 +83,7 @@ func (r *rig) open() *Node {
 	r.t.Helper()
 	r.tenants = new(egress.Registry)
 	n, err := Open(r.t.Context(), Config{
-		Store: r.store, Network: r, Tenants: r.tenants, Flows: &r.flows, Runtime: rigRuntime{r}, Templates: r,
+		Store: r.store, Network: r, Tenants: r.tenants, Flows: &r.flows, Audit: r.audit(), Runtime: rigRuntime{r}, Templates: r,
 		Master: r.master(), Logger: slog.New(slog.DiscardHandler),
 		Compile: func(d policy.Document) (*policy.Policy, error) { return policy.Parse(d, policy.Options{}) },
 		Warm:    sandbox.Limits{MemoryMB: 256}, MaxSandboxes: 3, TeamLimit: 2,
@@ -97,6 +98,15 @@ func (r *rig) open() *Node {
 // rigGuestPort is not the guest's own port, which another test may be using on
 // all addresses.
 const rigGuestPort = 49984
+
+// audit is an empty log.
+func (r *rig) audit() *audit.Log {
+	l, err := audit.New(audit.Config{})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return l
+}
 
 func (r *rig) master() secret.Master {
 	m, err := secret.OpenMaster(filepath.Join(filepath.Dir(r.path), "master.key"))

@@ -142,7 +142,7 @@ func TestNoNonceNoToken(t *testing.T) {
 func TestOpenNeedsAMasterKey(t *testing.T) {
 	r := newRig(t)
 	_, err := Open(t.Context(), Config{
-		Store: r.store, Network: r, Tenants: new(egress.Registry), Flows: &r.flows, Runtime: rigRuntime{r}, Templates: r, Master: secret.Master{}, Logger: slog.New(slog.DiscardHandler),
+		Store: r.store, Network: r, Tenants: new(egress.Registry), Flows: &r.flows, Audit: r.audit(), Runtime: rigRuntime{r}, Templates: r, Master: secret.Master{}, Logger: slog.New(slog.DiscardHandler),
 		Compile:      func(d policy.Document) (*policy.Policy, error) { return policy.Parse(d, policy.Options{}) },
 		MaxSandboxes: 1, TeamLimit: 1,
 	})
