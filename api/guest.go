@@ -7,9 +7,20 @@ const GuestPort = 49983
 // compare it to decide what they may call.
 const GuestVersion = "0.6.4"
 
+// GuestSetup is what all sandboxes of a server have in common. The guest daemon
+// finds it in a file and applies it before it listens, so that a sandbox which
+// waits for its owner has it behind it.
+type GuestSetup struct {
+	Hostname string `json:"hostname,omitempty"`
+	// Nameservers become /etc/resolv.conf.
+	Nameservers []string `json:"nameservers,omitempty"`
+	// CABundle holds PEM certificates that the sandbox shall trust in addition.
+	CABundle string `json:"caBundle,omitempty"`
+}
+
 // GuestInit is the body of the guest daemon's POST /init: what a sandbox needs
-// to know before it runs anything. It reaches the guest over the sandbox's own
-// link and is never served to the public.
+// to know of itself before it runs anything. It reaches the guest over the
+// sandbox's own link and is never served to the public.
 type GuestInit struct {
 	// AccessToken must accompany later calls; empty leaves the daemon open.
 	AccessToken string            `json:"accessToken,omitempty"`
@@ -19,9 +30,4 @@ type GuestInit struct {
 	DefaultWorkdir string `json:"defaultWorkdir,omitempty"`
 	SandboxID      string `json:"sandboxID,omitempty"`
 	TemplateID     string `json:"templateID,omitempty"`
-	Hostname       string `json:"hostname,omitempty"`
-	// Nameservers become /etc/resolv.conf.
-	Nameservers []string `json:"nameservers,omitempty"`
-	// CABundle holds PEM certificates that the sandbox shall trust in addition.
-	CABundle string `json:"caBundle,omitempty"`
 }

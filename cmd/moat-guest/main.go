@@ -5,7 +5,9 @@ package main
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"flag"
+	"fmt"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -28,6 +30,7 @@ func init() { runtime.LockOSThread() }
 
 func main() {
 	addr := flag.String("addr", ":"+strconv.Itoa(api.GuestPort), "`address` to listen on")
+	setup := flag.String("setup", "", "`file` with what to set up before listening, in JSON")
 	verbose := flag.Bool("verbose", false, "log more")
 	flag.Parse()
 	level := slog.LevelInfo
@@ -39,13 +42,13 @@ func main() {
 		log.Error("unexpected argument", "argument", flag.Arg(0))
 		os.Exit(2)
 	}
-	if err := run(*addr, log); err != nil {
+	if err := run(*addr, *setup, log); err != nil {
 		log.Error("guest daemon failed", "error", err)
 		os.Exit(1)
 	}
 }
 
-func run(addr string, log *slog.Logger) error {
+func run(addr, setupFile string, log *slog.Logger) error {
 	// Small rather than fast: there are many of us on one machine.
 	debug.SetGCPercent(50)
 	syscall.Umask(0o022)
@@ -53,17 +56,36 @@ func run(addr string, log *slog.Logger) error {
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return err
 	}
+	setup, err := readSetup(setupFile)
+	if err != nil {
+		return err
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	server, err := guest.New(guest.Config{
-		Addr: addr,
-		Init: os.Getpid() == 1,
-		Path: cmp.Or(os.Getenv("PATH"), defaultPath),
-		Root: "/",
-		Log:  log,
+		Addr:  addr,
+		Init:  os.Getpid() == 1,
+		Path:  cmp.Or(os.Getenv("PATH"), defaultPath),
+		Root:  "/",
+		Setup: setup,
+		Log:   log,
 	})
 	if err != nil {
 		return err
 	}
 	return server.Run(ctx)
+}
+
+func readSetup(file string) (setup api.GuestSetup, err error) {
+	if file == "" {
+		return setup, nil
+	}
+	content, err := os.ReadFile(file)
+	if err == nil {
+		err = json.Unmarshal(content, &setup)
+	}
+	if err != nil {
+		return setup, fmt.Errorf("read setup: %w", err)
+	}
+	return setup, nil
 }

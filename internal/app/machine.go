@@ -2,6 +2,7 @@ package app
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -69,7 +70,7 @@ func assemble(ctx context.Context, c Config, records store.Store, log *audit.Log
 	if err := m.templates.EnsureBase(ctx); err != nil {
 		return nil, err
 	}
-	guest, err := buildGuest(ctx, c)
+	guest, err := buildGuest(ctx, c, ca)
 	if err != nil {
 		return nil, err
 	}
@@ -78,7 +79,7 @@ func assemble(ctx context.Context, c Config, records store.Store, log *audit.Log
 	}
 	m.node, err = node.Open(ctx, node.Config{
 		Store: records, Network: m.network, Tenants: new(egress.Registry), Flows: noFlows{}, Audit: log, Runtime: m.runtime, Templates: m.templates,
-		Guest: guest, Master: master, Compile: m.compile, CABundle: ca, Logger: c.Logger,
+		Guest: guest, Master: master, Compile: m.compile, Logger: c.Logger,
 		Warm: defaultLimits(), Pool: c.Pool, Ahead: template.Base, MaxSandboxes: c.MaxSandboxes, TeamLimit: c.TeamLimit,
 	})
 	return m, err
@@ -95,12 +96,16 @@ func defaultLimits() sandbox.Limits {
 	return sandbox.Limits{CPUs: 2, MemoryMB: 512, DiskMB: 1024, Processes: 1024}
 }
 
-func buildGuest(ctx context.Context, c Config) (sandbox.Guest, error) {
+func buildGuest(ctx context.Context, c Config, ca string) (sandbox.Guest, error) {
 	binary, err := image.Binary()
 	if err != nil {
 		return sandbox.Guest{}, err
 	}
-	return template.BuildGuest(ctx, binary, filepath.Join(c.DataDir, "guest"))
+	setup, err := json.Marshal(node.GuestSetup(ca))
+	if err != nil {
+		return sandbox.Guest{}, fmt.Errorf("encode guest setup: %w", err)
+	}
+	return template.BuildGuest(ctx, binary, setup, filepath.Join(c.DataDir, "guest"))
 }
 
 func newRuntime(c Config, instance string) (sandbox.Runtime, error) {

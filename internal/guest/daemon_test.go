@@ -52,16 +52,23 @@ func (b *lockedBuffer) String() string {
 	return b.buf.String()
 }
 
-// start runs a daemon that has not been initialised. Its end is part of the
-// test: everything it started must be gone.
+// start runs a daemon that has not been initialised.
 func start(t *testing.T) *daemon {
 	t.Helper()
-	d := &daemon{t: t, root: t.TempDir(), log: &lockedBuffer{}}
+	return startIn(t, t.TempDir(), api.GuestSetup{})
+}
+
+// startIn runs a daemon in a root directory. Its end is part of the test:
+// everything it started must be gone.
+func startIn(t *testing.T, root string, setup api.GuestSetup) *daemon {
+	t.Helper()
+	d := &daemon{t: t, root: root, log: &lockedBuffer{}}
 	server, err := New(Config{
-		Addr: "127.0.0.1:0",
-		Path: testPath,
-		Root: d.root,
-		Log:  slog.New(slog.NewTextHandler(d.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
+		Addr:  "127.0.0.1:0",
+		Path:  testPath,
+		Root:  d.root,
+		Setup: setup,
+		Log:   slog.New(slog.NewTextHandler(d.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})
 	if err != nil {
 		t.Fatal(err)

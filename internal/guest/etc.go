@@ -3,24 +3,78 @@ package guest
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
+
+	"github.com/moat-sandbox/moat/api"
 )
+
+// setup does to the root directory what all sandboxes have in common, and
+// returns what follows from it for the environment of commands.
+func (d rootDir) setup(in api.GuestSetup) (env map[string]string, err error) {
+	if err := checkSetup(in); err != nil {
+		return nil, err
+	}
+	if in.CABundle != "" {
+		if env, err = d.trust(in.CABundle); err != nil {
+			return nil, err
+		}
+	}
+	if len(in.Nameservers) > 0 {
+		if err := d.write("etc/resolv.conf", resolvConf(in.Nameservers)); err != nil {
+			return nil, err
+		}
+	}
+	if in.Hostname != "" {
+		if err := d.write("etc/hostname", in.Hostname+"\n"); err != nil {
+			return nil, err
+		}
+		if err := d.write("etc/hosts", hosts(in.Hostname)); err != nil {
+			return nil, err
+		}
+	}
+	return env, nil
+}
+
+func checkSetup(in api.GuestSetup) error {
+	for _, server := range in.Nameservers {
+		if _, err := netip.ParseAddr(server); err != nil {
+			return fmt.Errorf("nameservers: %q is not an IP address", server)
+		}
+	}
+	if err := checkWord("hostname", in.Hostname); err != nil {
+		return err
+	}
+	if in.CABundle != "" {
+		return checkBundle(in.CABundle)
+	}
+	return nil
+}
 
 // rootDir is the root directory below which system files are written.
 type rootDir string
 
-// write puts a file in place. It replaces the name, not what it may point to:
-// images ship /etc/resolv.conf as a link into a directory that does not exist
-// here. Where that cannot be done, because something is mounted there, the
-// content is replaced.
+// write puts a file in place, with the directories it needs.
 func (d rootDir) write(name, content string) error {
 	path := filepath.Join(string(d), name)
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+	err := os.MkdirAll(filepath.Dir(path), 0o755)
+	if err == nil {
+		err = replace(path, content)
+	}
+	if err != nil {
 		return fmt.Errorf("write %s: %w", name, err)
 	}
+	return nil
+}
+
+// replace gives a name another file, not what it may point to another content:
+// images ship /etc/resolv.conf as a link into a directory that does not exist
+// here, and what is below a writable layer need not be copied up. Where that
+// cannot be done, because something is mounted there, the content is replaced.
+func replace(path, content string) error {
 	temporary := path + ".moat"
 	err := os.WriteFile(temporary, []byte(content), 0o644)
 	if err == nil {
@@ -32,10 +86,7 @@ func (d rootDir) write(name, content string) error {
 			err = os.WriteFile(path, []byte(content), 0o644)
 		}
 	}
-	if err != nil {
-		return fmt.Errorf("write %s: %w", name, err)
-	}
-	return nil
+	return err
 }
 
 func resolvConf(servers []string) string {

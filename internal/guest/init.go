@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
-	"net/netip"
 	"strings"
 
 	"github.com/moat-sandbox/moat/api"
@@ -37,6 +36,10 @@ func (s *Server) init(w http.ResponseWriter, r *http.Request) {
 	}
 	if err := check(in); err != nil {
 		wire.WriteError(w, http.StatusBadRequest, err.Error())
+		return
+	}
+	if s.unfit != nil {
+		wire.WriteError(w, http.StatusInternalServerError, s.unfit.Error())
 		return
 	}
 	env, err := s.equip(in)
@@ -84,25 +87,14 @@ func check(in api.GuestInit) error {
 			return fmt.Errorf("envVars: %q is no usable name or has a value with a NUL byte", name)
 		}
 	}
-	for _, server := range in.Nameservers {
-		if _, err := netip.ParseAddr(server); err != nil {
-			return fmt.Errorf("nameservers: %q is not an IP address", server)
-		}
+	if err := checkWord("sandboxID", in.SandboxID); err != nil {
+		return err
 	}
-	for field, value := range map[string]string{
-		"sandboxID": in.SandboxID, "templateID": in.TemplateID, "hostname": in.Hostname,
-	} {
-		if strings.ContainsFunc(value, func(r rune) bool { return r <= ' ' || r > '~' }) {
-			return fmt.Errorf("%s: %q is not a single printable word", field, value)
-		}
+	if err := checkWord("templateID", in.TemplateID); err != nil {
+		return err
 	}
 	if strings.ContainsRune(in.DefaultWorkdir, 0) {
 		return errors.New("defaultWorkdir contains a NUL byte")
-	}
-	if in.CABundle != "" {
-		if err := checkBundle(in.CABundle); err != nil {
-			return err
-		}
 	}
 	if in.DefaultUser == "" {
 		return nil
@@ -117,17 +109,17 @@ func check(in api.GuestInit) error {
 	return nil
 }
 
+func checkWord(field, value string) error {
+	if strings.ContainsFunc(value, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return fmt.Errorf("%s: %q is not a single printable word", field, value)
+	}
+	return nil
+}
+
 // equip writes the sandbox's files and returns the environment of commands.
 func (s *Server) equip(in api.GuestInit) (map[string]string, error) {
-	root := rootDir(s.config.Root)
-	env := make(map[string]string)
-	if in.CABundle != "" {
-		trust, err := root.trust(in.CABundle)
-		if err != nil {
-			return nil, err
-		}
-		env = trust
-	}
+	env := map[string]string{}
+	maps.Copy(env, s.common)
 	maps.Copy(env, in.EnvVars)
 	env["E2B_SANDBOX"] = "true"
 	marks := map[string]string{".E2B_SANDBOX": "true"}
@@ -138,20 +130,7 @@ func (s *Server) equip(in api.GuestInit) (map[string]string, error) {
 		env["E2B_TEMPLATE_ID"], marks[".E2B_TEMPLATE_ID"] = in.TemplateID, in.TemplateID
 	}
 	for name, content := range marks {
-		if err := root.write("run/e2b/"+name, content); err != nil {
-			return nil, err
-		}
-	}
-	if len(in.Nameservers) > 0 {
-		if err := root.write("etc/resolv.conf", resolvConf(in.Nameservers)); err != nil {
-			return nil, err
-		}
-	}
-	if in.Hostname != "" {
-		if err := root.write("etc/hostname", in.Hostname+"\n"); err != nil {
-			return nil, err
-		}
-		if err := root.write("etc/hosts", hosts(in.Hostname)); err != nil {
+		if err := rootDir(s.config.Root).write("run/e2b/"+name, content); err != nil {
 			return nil, err
 		}
 	}

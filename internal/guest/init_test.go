@@ -52,27 +52,64 @@ func certificate(t *testing.T, name string) string {
 	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
 }
 
+func TestSetupComesFirst(t *testing.T) {
+	root := t.TempDir()
+	// As many images have it: a link to where nothing is.
+	if err := os.MkdirAll(root+"/etc", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("/no/such/stub-resolv.conf", root+"/etc/resolv.conf"); err != nil {
+		t.Fatal(err)
+	}
+	d := startIn(t, root, api.GuestSetup{Hostname: "box", Nameservers: []string{"8.8.8.8", "2001:db8::1"}})
+	for name, want := range map[string]string{
+		"etc/resolv.conf": "nameserver 8.8.8.8\nnameserver 2001:db8::1\n",
+		"etc/hostname":    "box\n",
+		"etc/hosts":       "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\tbox\n",
+	} {
+		if got := d.file(name); got != want {
+			t.Errorf("%s holds %q, want %q", name, got, want)
+		}
+	}
+}
+
+func TestSetupThatFails(t *testing.T) {
+	key := "-----BEGIN EC PRIVATE KEY-----\nMAA=\n-----END EC PRIVATE KEY-----\n"
+	for text, setup := range map[string]api.GuestSetup{
+		"dns.example":        {Nameservers: []string{"dns.example"}},
+		"nameservers":        {Nameservers: []string{"8.8.8.8\nsearch x"}},
+		"hostname":           {Hostname: "a\nb"},
+		"caBundle":           {CABundle: "no certificate"},
+		"EC PRIVATE KEY":     {CABundle: key},
+		"certificate 1":      {CABundle: "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n"},
+		"write etc/hostname": {Hostname: "box"},
+	} {
+		t.Run(text, func(t *testing.T) {
+			root := t.TempDir()
+			if err := os.MkdirAll(root+"/etc/hostname/taken", 0o755); err != nil {
+				t.Fatal(err)
+			}
+			d := startIn(t, root, setup)
+			if status, body := d.init(api.GuestInit{}, ""); status != 500 || !strings.Contains(body, text) {
+				t.Errorf("init: %d %s, want 500 with %q", status, body, text)
+			}
+			if res := d.do("GET", "/envs", nil, nil); res.StatusCode != 503 {
+				t.Errorf("a sandbox that could not be set up was initialised: %d", res.StatusCode)
+			}
+		})
+	}
+}
+
 func TestInitEquipsTheSandbox(t *testing.T) {
 	d := start(t)
-	// As many images have it: a link to where nothing is.
-	if err := os.MkdirAll(d.root+"/etc", 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Symlink("/no/such/stub-resolv.conf", d.root+"/etc/resolv.conf"); err != nil {
-		t.Fatal(err)
-	}
 	status, body := d.init(api.GuestInit{
-		AccessToken: "tok", SandboxID: "i123", TemplateID: "base", Hostname: "box",
-		Nameservers: []string{"8.8.8.8", "2001:db8::1"},
-		EnvVars:     map[string]string{"A": "1", "E2B_SANDBOX_ID": "forged"},
+		AccessToken: "tok", SandboxID: "i123", TemplateID: "base",
+		EnvVars: map[string]string{"A": "1", "E2B_SANDBOX_ID": "forged"},
 	}, "")
 	if status != 204 {
 		t.Fatalf("init: %d %s", status, body)
 	}
 	for name, want := range map[string]string{
-		"etc/resolv.conf":          "nameserver 8.8.8.8\nnameserver 2001:db8::1\n",
-		"etc/hostname":             "box\n",
-		"etc/hosts":                "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\tbox\n",
 		"run/e2b/.E2B_SANDBOX":     "true",
 		"run/e2b/.E2B_SANDBOX_ID":  "i123",
 		"run/e2b/.E2B_TEMPLATE_ID": "base",
@@ -123,26 +160,20 @@ func TestInitRefusals(t *testing.T) {
 		res := d.do("POST", "/init", strings.NewReader(body), nil)
 		return res.StatusCode, read(t, res)
 	}
-	key := `-----BEGIN EC PRIVATE KEY-----\nMAA=\n-----END EC PRIVATE KEY-----\n`
 	for body, text := range map[string]string{
-		``:                                      "incomplete",
-		`{`:                                     "incomplete",
-		`{"accessToken":5}`:                     "accessToken must be a string",
-		`{"envVars":{"A":1}}`:                   "envVars must be a string",
-		`{"other":1}`:                           "other",
-		`{"envVars":{"":"x"}}`:                  "envVars",
-		`{"envVars":{"A=B":"x"}}`:               "envVars",
-		`{"envVars":{"A":"x\u0000y"}}`:          "envVars",
-		`{"nameservers":["dns.example"]}`:       "dns.example",
-		`{"nameservers":["8.8.8.8\nsearch x"]}`: "nameservers",
-		`{"hostname":"a\nb"}`:                   "hostname",
-		`{"sandboxID":"a b"}`:                   "sandboxID",
-		`{"templateID":"ü"}`:                    "templateID",
-		`{"defaultUser":"ghost"}`:               "unknown user ghost",
-		`{"defaultWorkdir":"a\u0000"}`:          "defaultWorkdir",
-		`{"caBundle":"no certificate"}`:         "caBundle",
-		`{"caBundle":"` + key + `"}`:            "EC PRIVATE KEY",
-		`{"caBundle":"-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n"}`: "certificate 1",
+		``:                             "incomplete",
+		`{`:                            "incomplete",
+		`{"accessToken":5}`:            "accessToken must be a string",
+		`{"envVars":{"A":1}}`:          "envVars must be a string",
+		`{"other":1}`:                  "other",
+		`{"envVars":{"":"x"}}`:         "envVars",
+		`{"envVars":{"A=B":"x"}}`:      "envVars",
+		`{"envVars":{"A":"x\u0000y"}}`: "envVars",
+		`{"hostname":"a"}`:             "hostname",
+		`{"sandboxID":"a b"}`:          "sandboxID",
+		`{"templateID":"ü"}`:           "templateID",
+		`{"defaultUser":"ghost"}`:      "unknown user ghost",
+		`{"defaultWorkdir":"a\u0000"}`: "defaultWorkdir",
 	} {
 		status, got := post(body)
 		if status != 400 || !strings.Contains(got, text) {
@@ -165,9 +196,9 @@ func TestCertificatesAreTrusted(t *testing.T) {
 		"nothing": {nil, "/etc/ssl/certs/ca-certificates.crt"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			d := start(t)
+			root := t.TempDir()
 			for file, content := range c.stores {
-				path := filepath.Join(d.root, file)
+				path := filepath.Join(root, file)
 				if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 					t.Fatal(err)
 				}
@@ -182,7 +213,8 @@ func TestCertificatesAreTrusted(t *testing.T) {
 				}
 			}
 			one, two := certificate(t, "one"), certificate(t, "two")
-			if status, body := d.init(api.GuestInit{CABundle: one, EnvVars: map[string]string{"CURL_CA_BUNDLE": "mine"}}, ""); status != 204 {
+			d := startIn(t, root, api.GuestSetup{CABundle: one})
+			if status, body := d.init(api.GuestInit{EnvVars: map[string]string{"CURL_CA_BUNDLE": "mine"}}, ""); status != 204 {
 				t.Fatalf("init: %d %s", status, body)
 			}
 			env := d.environment()
@@ -200,9 +232,8 @@ func TestCertificatesAreTrusted(t *testing.T) {
 				t.Errorf("the store is %q", store)
 			}
 			// Another bundle replaces this one and leaves the system's alone.
-			if status, body := d.init(api.GuestInit{CABundle: two}, ""); status != 204 {
-				t.Fatalf("init: %d %s", status, body)
-			}
+			d.stop()
+			d = startIn(t, root, api.GuestSetup{CABundle: two})
 			store = d.file(c.first)
 			if strings.Contains(store, one) || strings.Count(store, two) != 1 || len(c.stores) > 0 && !strings.HasPrefix(store, "SYSTEM\n") {
 				t.Errorf("the store is then %q", store)

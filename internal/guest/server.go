@@ -21,6 +21,7 @@ import (
 
 	"connectrpc.com/connect"
 
+	"github.com/moat-sandbox/moat/api"
 	"github.com/moat-sandbox/moat/api/filesystem"
 	processapi "github.com/moat-sandbox/moat/api/process"
 	"github.com/moat-sandbox/moat/internal/guest/child"
@@ -53,7 +54,9 @@ type Config struct {
 	// Root is the directory whose etc and run /init writes to: "/" in a
 	// sandbox.
 	Root string
-	Log  *slog.Logger
+	// Setup is applied before anyone is served. When that fails, /init says so.
+	Setup api.GuestSetup
+	Log   *slog.Logger
 }
 
 // Server is the daemon.
@@ -67,13 +70,21 @@ type Server struct {
 	files    *files.Service
 	load     *load
 
-	initializing sync.Mutex // held by /init
+	common       map[string]string // environment that follows from the setup
+	unfit        error             // why the setup failed
+	initializing sync.Mutex        // held by /init
 }
 
 // New checks the configuration and starts to listen. Run must be called.
 func New(c Config) (*Server, error) {
 	if c.Log == nil || c.Path == "" || c.Root == "" {
 		return nil, errors.New("guest daemon: configuration is incomplete")
+	}
+	// Before it listens: whoever gets an answer finds it done.
+	common, unfit := rootDir(c.Root).setup(c.Setup)
+	if unfit != nil {
+		unfit = fmt.Errorf("set up the sandbox: %w", unfit)
+		c.Log.Error("the sandbox is not usable", "error", unfit)
 	}
 	var listen net.ListenConfig
 	listen.SetMultipathTCP(false) // nobody speaks it on a virtual network
@@ -87,6 +98,8 @@ func New(c Config) (*Server, error) {
 		sessions: &session.Store{},
 		reaper:   child.NewReaper(c.Init),
 		load:     newLoad(),
+		common:   common,
+		unfit:    unfit,
 	}
 	s.files = files.NewService(s.sessions)
 	s.process, err = process.New(process.Config{

@@ -88,23 +88,21 @@ func checkBundle(bundle string) error {
 // returns the name of the first.
 func (d rootDir) extendStores(bundle string) (string, error) {
 	first := ""
+	done := map[string]bool{} // by what links lead to
 	for _, name := range trustStores {
-		content, err := os.ReadFile(filepath.Join(string(d), name))
+		path, err := filepath.EvalSymlinks(filepath.Join(string(d), name))
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
+		}
+		if err == nil && !done[path] {
+			done[path] = true
+			err = extendStore(path, bundle)
 		}
 		if err != nil {
 			return "", fmt.Errorf("add certificates to %s: %w", name, err)
 		}
 		if first == "" {
 			first = name
-		}
-		extended := extend(string(content), bundle)
-		if extended == string(content) {
-			continue // the same file under another name
-		}
-		if err := d.rewrite(name, extended); err != nil {
-			return "", err
 		}
 	}
 	if first == "" {
@@ -114,17 +112,13 @@ func (d rootDir) extendStores(bundle string) (string, error) {
 	return first, nil
 }
 
-// rewrite replaces the content of a file, following links: two names of one
-// store must stay one.
-func (d rootDir) rewrite(name, content string) error {
-	path, err := filepath.EvalSymlinks(filepath.Join(string(d), name))
+// extendStore adds the bundle to one trust store, which is no link.
+func extendStore(path, bundle string) error {
+	content, err := os.ReadFile(path)
 	if err != nil {
-		return fmt.Errorf("add certificates to %s: %w", name, err)
+		return err
 	}
-	if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
-		return fmt.Errorf("add certificates to %s: %w", name, err)
-	}
-	return nil
+	return replace(path, extend(string(content), bundle))
 }
 
 // extend returns a trust store's content with the bundle as its last section,

@@ -126,19 +126,12 @@ func (n *Node) bring(ctx context.Context, record store.Sandbox, env map[string]s
 		DefaultWorkdir: template.Workdir,
 		SandboxID:      record.ID,
 		TemplateID:     record.TemplateID,
-		Hostname:       hostname,
-		Nameservers:    nameservers(),
-		CABundle:       n.CABundle,
 	})
 	if err != nil {
 		return fmt.Errorf("initialise guest: %w", err)
 	}
 	return nil
 }
-
-// nameservers is what sandboxes find in resolv.conf: E2B's choice, on which
-// images and users rely.
-func nameservers() []string { return []string{"8.8.8.8"} }
 
 // publish makes a complete sandbox visible and arms its timeout.
 func (n *Node) publish(record store.Sandbox, box sandbox.Box, slot kernel.Slot) {

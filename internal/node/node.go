@@ -41,8 +41,7 @@ type Audit interface {
 	Retire(sandbox, team string)
 }
 
-// Config is what a Node is made of. Every field is required but
-// Pool, Ahead and CABundle.
+// Config is what a Node is made of. Every field is required but Pool and Ahead.
 type Config struct {
 	Store     store.Store
 	Network   Network
@@ -51,14 +50,13 @@ type Config struct {
 	Audit     Audit
 	Runtime   sandbox.Runtime
 	Templates Templates
-	Guest     sandbox.Guest
-	Master    secret.Master
-	Logger    *slog.Logger
+	// Guest was set up with GuestSetup.
+	Guest  sandbox.Guest
+	Master secret.Master
+	Logger *slog.Logger
 
 	// Compile turns a document into a policy, with the operator's settings.
 	Compile func(policy.Document) (*policy.Policy, error)
-	// CABundle holds PEM certificates every sandbox shall trust; may be empty.
-	CABundle string
 	// Warm is what pooled boxes are booted with; a template with other memory
 	// limits is started cold.
 	Warm sandbox.Limits

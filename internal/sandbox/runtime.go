@@ -69,9 +69,10 @@ type Root struct {
 // Guest says where the guest daemon is on the host, in both forms a driver may
 // need, and how to run it. It appears inside the box below GuestDir, read-only.
 type Guest struct {
-	// Image is an EROFS image whose root holds the daemon as "guest".
+	// Image is an EROFS image whose root holds the daemon as "guest", and what
+	// else it needs.
 	Image string
-	// Dir is a directory that holds the same file.
+	// Dir is a directory that holds the same files.
 	Dir string
 	// Args follow the program's path on its command line.
 	Args []string

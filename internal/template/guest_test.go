@@ -4,33 +4,41 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	reader "github.com/erofs/go-erofs"
+
+	"github.com/moat-sandbox/moat/internal/sandbox"
 )
 
 func TestBuildGuest(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "guest")
-	first, err := BuildGuest(ctx, []byte("daemon 1"), dir)
+	first, err := BuildGuest(ctx, []byte("daemon 1"), []byte("{}"), dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	checkGuest(t, first.Dir, first.Image, "daemon 1")
+	checkGuest(t, first, "daemon 1", "{}")
 	if err := os.WriteFile(filepath.Join(dir, "new-left"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	again, err := BuildGuest(ctx, []byte("daemon 1"), dir)
+	again, err := BuildGuest(ctx, []byte("daemon 1"), []byte("{}"), dir)
 	if err != nil || again.Dir != first.Dir || again.Image != first.Image {
 		t.Fatalf("a second time: %+v, %v", again, err)
 	}
-	second, err := BuildGuest(ctx, []byte("daemon 2"), dir)
+	second, err := BuildGuest(ctx, []byte("daemon 2"), []byte("{}"), dir)
 	if err != nil || second.Dir == first.Dir || second.Image == first.Image {
 		t.Fatalf("another version: %+v, %v", second, err)
 	}
-	checkGuest(t, second.Dir, second.Image, "daemon 2")
-	checkGuest(t, first.Dir, first.Image, "daemon 1")
-	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 4 {
-		t.Errorf("%v, %v; want 2 images and 2 directories", entries, err)
+	checkGuest(t, second, "daemon 2", "{}")
+	checkGuest(t, first, "daemon 1", "{}")
+	third, err := BuildGuest(ctx, []byte("daemon 1"), []byte(`{"hostname":"x"}`), dir)
+	if err != nil || third.Dir == first.Dir || third.Image == first.Image {
+		t.Fatalf("another setup: %+v, %v", third, err)
+	}
+	checkGuest(t, third, "daemon 1", `{"hostname":"x"}`)
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 6 {
+		t.Errorf("%v, %v; want 3 images and 3 directories", entries, err)
 	}
 
 	// What was damaged is made anew.
@@ -40,30 +48,23 @@ func TestBuildGuest(t *testing.T) {
 	if err := os.Truncate(first.Image, 10); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := BuildGuest(ctx, []byte("daemon 1"), dir); err != nil {
+	if _, err := BuildGuest(ctx, []byte("daemon 1"), []byte("{}"), dir); err != nil {
 		t.Fatal(err)
 	}
-	checkGuest(t, first.Dir, first.Image, "daemon 1")
+	checkGuest(t, first, "daemon 1", "{}")
 
-	if _, err := BuildGuest(ctx, nil, dir); err == nil {
+	if _, err := BuildGuest(ctx, nil, []byte("{}"), dir); err == nil {
 		t.Error("an empty daemon was accepted")
 	}
-	if _, err := BuildGuest(ctx, []byte("x"), "relative"); err == nil {
+	if _, err := BuildGuest(ctx, []byte("x"), []byte("{}"), "relative"); err == nil {
 		t.Error("a relative directory was accepted")
 	}
 }
 
-func checkGuest(t *testing.T, dir, image, want string) {
+// checkGuest looks into both forms of a guest.
+func checkGuest(t *testing.T, g sandbox.Guest, daemon, setup string) {
 	t.Helper()
-	path := filepath.Join(dir, "guest")
-	info, err := os.Stat(path)
-	if err != nil || info.Mode() != 0o755 {
-		t.Fatalf("%s: %v, %v", path, info, err)
-	}
-	if got, err := os.ReadFile(path); err != nil || string(got) != want {
-		t.Errorf("%s holds %q, %v", path, got, err)
-	}
-	f, err := os.Open(image)
+	f, err := os.Open(g.Image)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -72,10 +73,17 @@ func checkGuest(t *testing.T, dir, image, want string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, err := fs.ReadFile(inside, "guest"); err != nil || string(got) != want {
-		t.Errorf("%s holds %q, %v", image, got, err)
+	for form, files := range map[string]fs.FS{g.Dir: os.DirFS(g.Dir), g.Image: inside} {
+		for name, want := range map[string]string{"guest": daemon, "setup.json": setup} {
+			if got, err := fs.ReadFile(files, name); err != nil || string(got) != want {
+				t.Errorf("%s: %s holds %q, %v", form, name, got, err)
+			}
+		}
+		if info, err := fs.Stat(files, "guest"); err != nil || info.Mode().Perm() != 0o755 {
+			t.Errorf("%s: %v, %v", form, info, err)
+		}
 	}
-	if info, err := fs.Stat(inside, "guest"); err != nil || info.Mode().Perm() != 0o755 {
-		t.Errorf("%s: %v, %v", image, info, err)
+	if want := []string{"--setup", sandbox.GuestDir + "/setup.json"}; !slices.Equal(g.Args, want) {
+		t.Errorf("arguments are %q, want %q", g.Args, want)
 	}
 }

@@ -324,7 +324,7 @@ func TestFullDisk(t *testing.T) {
 		t.Errorf("big: %v", err)
 	}
 	r.holds(r.must(r.Resolve(ctx, "small")), "bin/sh", "x")
-	if _, err := BuildGuest(ctx, bytes.Repeat([]byte("guest"), 1<<18), filepath.Join(disk, "guest")); !errors.Is(err, store.ErrFull) {
+	if _, err := BuildGuest(ctx, bytes.Repeat([]byte("guest"), 1<<18), nil, filepath.Join(disk, "guest")); !errors.Is(err, store.ErrFull) {
 		t.Errorf("guest: %v", err)
 	}
 	if err := r.EnsureBase(ctx); !errors.Is(err, store.ErrFull) {
