@@ -36,7 +36,13 @@ func (c Carry) String() string {
 
 // Carry returns which flows need the proxy to be judged.
 func (p *Policy) Carry() Carry {
-	if p.Names() {
+	if _, upstream := p.Upstream(); upstream {
+		return CarryTCP
+	}
+	switch {
+	case p.Rules():
+		return CarryAllWeb
+	case p.Names():
 		return CarryWeb
 	}
 	return CarryNone

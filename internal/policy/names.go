@@ -114,6 +114,17 @@ func (n *names) Insert(p pattern) {
 	n.index.Insert(p, p.entry)
 }
 
+// String returns the pattern in normal form.
+func (p pattern) String() string {
+	switch {
+	case !p.wild:
+		return p.name
+	case p.name == "":
+		return "*"
+	}
+	return "*." + p.name
+}
+
 // plain is the pattern without the way it was written, to compare it by.
 func (p pattern) plain() pattern { return pattern{name: p.name, wild: p.wild} }
 

@@ -1,10 +1,12 @@
 package policy_test
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/moat-sandbox/moat/internal/policy"
+	"github.com/moat-sandbox/moat/internal/secret"
 )
 
 // isName tells names from addresses among the entries of random documents.
@@ -83,7 +85,9 @@ func (w world) addNames(doc *policy.Document) {
 		case 1, 2, 3, 4:
 			entry = "*." + entry
 		case 5, 6:
-			doc.Rules.Hosts = append(doc.Rules.Hosts, policy.HostRule{Host: entry})
+			if !slices.ContainsFunc(doc.Rules.Hosts, func(r policy.HostRule) bool { return r.Host == entry }) {
+				doc.Rules.Hosts = append(doc.Rules.Hosts, policy.HostRule{Host: entry, Headers: []policy.Header{{Name: "X-Named", Value: secret.New("x")}}})
+			}
 		}
 		doc.AllowOut = append(doc.AllowOut, entry)
 	}
@@ -101,13 +105,14 @@ func checkNames(t *testing.T, w world, doc policy.Document, p *policy.Policy) {
 		named := naiveNames(doc, text)
 		for _, port := range []uint16{80, 443, 22, 0} {
 			for _, proto := range []policy.Proto{policy.TCP, policy.UDP, policy.ICMP, 0} {
-				want := named && proto == policy.TCP && (port == 80 || port == 443)
+				web := proto == policy.TCP && (port == 80 || port == 443)
+				want := web && (named || naiveOpens(doc, map[uint16]string{80: "http", 443: "https"}[port], text))
 				if d := p.DecideName(name, proto, port); (d.Verdict == policy.Allow) != want || d.Reason() == "" {
 					t.Errorf("%v %s:%d under %+v: %v (%s)", proto, text, port, doc, d.Verdict, d.Reason())
 				}
 			}
 		}
-		if d := p.DecideQuery(name); (d.Verdict == policy.Allow) != (named || naiveOpen(doc)) || d.Reason() == "" {
+		if d := p.DecideQuery(name); (d.Verdict == policy.Allow) != (named || naiveOpen(doc) || naiveOpens(doc, "http", text) || naiveOpens(doc, "https", text)) || d.Reason() == "" {
 			t.Errorf("query %s under %+v: %v (%s)", text, doc, d.Verdict, d.Reason())
 		}
 	}

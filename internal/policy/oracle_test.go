@@ -126,6 +126,7 @@ func (w world) document() policy.Document {
 		doc.DenyOut = append(doc.DenyOut, w.entry())
 	}
 	w.addNames(&doc)
+	w.addRules(&doc)
 	return doc
 }
 
@@ -159,5 +160,6 @@ func FuzzDecide(f *testing.F) {
 			}
 		}
 		checkNames(t, w, doc, p)
+		checkRequests(t, w, doc, p)
 	})
 }

@@ -101,7 +101,7 @@ func compileHosts(rules []HostRule) (*ruleset, error) {
 			continue // changes nothing, so nothing is opened for it
 		}
 		rule := &compiledRule{name: r.Host, allow: true, on: onHTTP | onHTTPS, inject: inject, strip: r.StripCredentials}
-		set.hosts.Insert(host, &hosted{entry: r.Host, rules: []*compiledRule{rule}, decides: rule.on})
+		set.add(host, &hosted{entry: r.Host, rules: []*compiledRule{rule}, decides: rule.on})
 	}
 	return set, nil
 }
@@ -227,9 +227,7 @@ func arrange(all []target) *ruleset {
 		switch {
 		case t.host != nil:
 			if _, done := set.hosts.Get(*t.host); !done {
-				h := gather(all, t, t.host.entry)
-				set.hosts.Insert(*t.host, h)
-				set.opens = set.opens || h.opens != 0
+				set.add(*t.host, gather(all, t, t.host.entry))
 			}
 		case t.addr.IsValid() && set.addrs[t.addr] == nil:
 			set.addrs[t.addr] = gather(all, t, t.addr.String())

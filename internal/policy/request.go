@@ -113,6 +113,15 @@ func (p *Policy) Terminates(name Name) bool {
 	return h != nil && h.decides&onHTTPS != 0
 }
 
+// Terminated returns the hosts for which Terminates may be true, each a name or
+// *.name in normal form. It must not be changed.
+func (p *Policy) Terminated() []string {
+	if p == nil || p.rules == nil {
+		return nil
+	}
+	return p.rules.terminated
+}
+
 // Rules reports whether there are rules about requests, so that all HTTP and
 // HTTPS flows have to be seen.
 func (p *Policy) Rules() bool { return p != nil && !p.rules.empty() }

@@ -49,6 +49,8 @@ type ruleset struct {
 	hosts index[*hosted]
 	addrs map[netip.Addr]*hosted
 	opens bool // some name
+	// terminated are the hosts with rules on HTTPS, in the order of the document.
+	terminated []string
 }
 
 // hosted are the rules for the hosts that one pattern covers and no narrower
@@ -76,6 +78,15 @@ type compiledRule struct {
 
 func (s *ruleset) empty() bool {
 	return s == nil || len(s.hosts.exact)+len(s.hosts.below)+len(s.addrs) == 0
+}
+
+// add stores the rules for the hosts that a pattern covers.
+func (s *ruleset) add(p pattern, h *hosted) {
+	s.hosts.Insert(p, h)
+	s.opens = s.opens || h.opens != 0
+	if h.decides&onHTTPS != 0 {
+		s.terminated = append(s.terminated, p.String())
+	}
 }
 
 // find returns the rules for a host, nil for none.

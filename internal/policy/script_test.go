@@ -74,10 +74,8 @@ func (s *script) line(text string) {
 		s.doc.AllowOut = append(s.doc.AllowOut, fields[1:]...)
 	case "denyOut":
 		s.doc.DenyOut = append(s.doc.DenyOut, fields[1:]...)
-	case "ruled":
-		for _, host := range fields[1:] {
-			s.doc.Rules.Hosts = append(s.doc.Rules.Hosts, policy.HostRule{Host: host})
-		}
+	case "host", "rule", "egressProxy":
+		s.request(fields)
 	case "exempt":
 		for _, f := range fields[1:] {
 			s.exempt = append(s.exempt, netip.MustParsePrefix(f))
@@ -94,7 +92,8 @@ func (s *script) line(text string) {
 // expect checks one line: "PROTO ADDRESS:PORT => VERDICT: REASON", the same
 // with a name in place of the address, "query NAME => VERDICT: REASON",
 // "name NAME => NORMAL FORM" or its error, "error => TEXT" about the document,
-// and "warning => TEXT" for each of its warnings in order, "none" after the
+// "request METHOD URL => VERDICT: REASON" with what is done to the request
+// after a semicolon, and "warning => TEXT" for each of its warnings in order, "none" after the
 // last. A name may be quoted as in Go.
 func (s *script) expect(text string) {
 	s.t.Helper()
@@ -120,6 +119,10 @@ func (s *script) expect(text string) {
 		got = s.nextWarning()
 	case "query":
 		got = verdict(s.policy().DecideQuery(s.name(fields[1])))
+	case "request":
+		got = s.ask(fields[1], fields[2], fields[3:])
+	case "terminated":
+		got = strings.Join(s.policy().Terminated(), " ")
 	default:
 		got = verdict(s.decide(s.proto(fields[0]), fields[1]))
 	}
