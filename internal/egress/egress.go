@@ -46,6 +46,19 @@ type Flows interface {
 	Forget(sandbox string) (cut int)
 }
 
+// Target is where to connect to on behalf of a sandbox. The policy has allowed
+// it already; what is never reachable is not reached all the same.
+type Target struct {
+	// Name is to be looked up, or Addr is connected to as it is.
+	Name policy.Name
+	// Addr has the port in any case.
+	Addr netip.AddrPort
+	// Permit says which of the addresses of a name will do; nil takes all.
+	Permit func(netip.Addr) bool
+	// Through is the proxy to take; nil takes none.
+	Through *policy.Upstream
+}
+
 // Why a name has no address to connect to.
 var (
 	ErrInvalidName = errors.New("not a valid DNS name")

@@ -88,13 +88,20 @@ func New(cfg Config) (*Dialer, error) {
 func (d *Dialer) DialName(ctx context.Context, name string, port uint16) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, d.timeout)
 	defer cancel()
-	target := fmt.Sprintf("%s:%d", name, port)
-	addrs, _, err := d.resolver.Lookup(ctx, name)
-	if err == nil && len(addrs) == 0 {
-		err = egress.ErrNoAddress
-	}
+	conn, err := d.dialName(ctx, name, port, nil)
 	if err != nil {
-		return nil, unresolved(target, err)
+		return nil, err
+	}
+	return conn, nil
+}
+
+// dialName connects to one of the addresses of a name that are permitted; nil
+// permits all.
+func (d *Dialer) dialName(ctx context.Context, name string, port uint16, permit func(netip.Addr) bool) (*net.TCPConn, error) {
+	target := fmt.Sprintf("%s:%d", name, port)
+	addrs, err := d.lookup(ctx, name, target, permit)
+	if err != nil {
+		return nil, err
 	}
 	conn, err := d.race(ctx, order(addrs), port)
 	if err != nil {

@@ -28,6 +28,8 @@ const (
 	TimedOut
 	// Canceled: who wanted the connection does not want it any more.
 	Canceled
+	// Proxy: the upstream proxy cannot be used, or does not connect.
+	Proxy
 	// Failed: anything else.
 	Failed
 )
@@ -64,6 +66,12 @@ func (e *Error) Reason() string {
 		if errors.As(e.Err, &forbidden) {
 			return fmt.Sprintf("%s leads to an address that is not reachable: %v", e.Target, forbidden)
 		}
+		var denied *NotPermittedError
+		if errors.As(e.Err, &denied) {
+			return denied.Error()
+		}
+	case Proxy:
+		return fmt.Sprintf("%s cannot be connected to: the egress proxy %s", e.Target, proxyReason(e.Err))
 	case Refused:
 		return where + " refuses connections"
 	case Unreachable:
@@ -84,6 +92,39 @@ func lookupReason(err error) string {
 		}
 	}
 	return egress.ErrNoAnswer.Error()
+}
+
+// proxyFailed is the error of a dial by way of a proxy. That the proxy itself is
+// never reachable stays known.
+func proxyFailed(target string, err error) *Error {
+	kind := Proxy
+	if kindOf(err) == Canceled {
+		kind = Canceled
+	}
+	return &Error{Target: target, Kind: kind, Err: fmt.Errorf("by way of the egress proxy: %w", err)}
+}
+
+// proxyReason leaves out where the proxy is: that is its owner's matter, not the
+// sandbox's.
+func proxyReason(err error) string {
+	var reply socksReply
+	var own *Error
+	switch {
+	case errors.As(err, &reply):
+		return reply.Error()
+	case errors.As(err, &own) && own.Kind == Unresolved:
+		return "does not resolve"
+	case errors.As(err, &own) && own.Kind == Forbidden:
+		return "is at an address that is not reachable"
+	case kindOf(err) == TimedOut:
+		return "does not answer"
+	}
+	for _, known := range []error{errNotSOCKS, errNoMethod, errNoPassword, errPassword} {
+		if errors.Is(err, known) {
+			return known.Error()
+		}
+	}
+	return "cannot be used"
 }
 
 // attemptError is the failure of one attempt.

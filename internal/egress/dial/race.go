@@ -40,7 +40,7 @@ type attempt struct {
 // connection, or the first telling error if none succeeds. An address gets
 // company when it has not answered after a while, and a successor when it has failed.
 // The attempts that lost are cancelled; each ends by itself then.
-func (d *Dialer) race(ctx context.Context, addrs []netip.Addr, port uint16) (net.Conn, error) {
+func (d *Dialer) race(ctx context.Context, addrs []netip.Addr, port uint16) (*net.TCPConn, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	// Has room for all, so that nobody waits to deliver.
