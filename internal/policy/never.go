@@ -114,6 +114,14 @@ func (n *Never) Ranges() (v4, v6 []netipx.IPRange) {
 	return split(n.set)
 }
 
+// Synthetic returns the range of the addresses that stand for names a policy
+// does not allow. It is part of the table: no route leads there, and what a
+// sandbox sends there is refused, with the name in the reason where the proxy
+// can tell it.
+func Synthetic() netip.Prefix {
+	return netip.PrefixFrom(netip.AddrFrom4([4]byte{198, 19, 0, 0}), 17)
+}
+
 // Equal reports whether both tables hold the same addresses.
 func (n *Never) Equal(o *Never) bool {
 	if n == nil || o == nil {
@@ -147,7 +155,7 @@ func builtin() []builtinRange {
 		entry("192.0.2.0/24", "documentation network", false),
 		entry("192.88.99.0/24", "6to4 relays", false),
 		entry("192.168.0.0/16", "private network", false),
-		entry("198.18.0.0/15", "benchmarking network", false),
+		entry("198.18.0.0/15", "benchmarking network", fixed), // sandboxes live there
 		entry("198.51.100.0/24", "documentation network", false),
 		entry("203.0.113.0/24", "documentation network", false),
 		entry("224.0.0.0/4", "multicast", fixed),
@@ -173,6 +181,7 @@ func builtin() []builtinRange {
 		entry("5f00::/16", "segment routing", false),
 		entry("fc00::/7", "private network", false),
 		entry("fd00:ec2::254/128", "cloud metadata", false),
+		entry("fd6d:6f61:7400::/48", "the network of the sandboxes", fixed),
 		entry("fd20:ce::254/128", "cloud metadata", false),
 		entry("fe80::/10", "link-local network", fixed),
 		entry("fec0::/10", "site-local network", false),

@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"testing"
 	"time"
+
+	"github.com/moat-sandbox/moat/internal/policy"
 )
 
 func TestSyntheticAddressesAreNotUsedTwice(t *testing.T) {
@@ -31,7 +33,7 @@ func TestSyntheticAddressesAreNotUsedTwice(t *testing.T) {
 			t.Fatalf("%v is given to %s and still stands for %s", addr, name, p.name)
 		}
 		promised[addr] = promise{name, now.Add(syntheticTTL)}
-		if !Synthetic().Contains(addr) || addr == Synthetic().Addr() {
+		if !policy.Synthetic().Contains(addr) || addr == policy.Synthetic().Addr() {
 			t.Fatalf("%s is at %v", name, addr)
 		}
 		if got, ok := table.name(addr); !ok || got != name {

@@ -110,10 +110,10 @@ func checkReply(t *testing.T, packet, packed []byte) {
 	}
 	for _, rr := range got.Answer {
 		addr := addressOf(rr)
-		if addr != netip.MustParseAddr("93.184.216.34") && !Synthetic().Contains(addr) {
+		if addr != netip.MustParseAddr("93.184.216.34") && !policy.Synthetic().Contains(addr) {
 			t.Errorf("the answer is %v", rr)
 		}
-		if Synthetic().Contains(addr) == strings.EqualFold(got.Question[0].Name, "example.com.") {
+		if policy.Synthetic().Contains(addr) == strings.EqualFold(got.Question[0].Name, "example.com.") {
 			t.Errorf("%s is at %v", got.Question[0].Name, addr)
 		}
 	}

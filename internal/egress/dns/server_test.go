@@ -65,7 +65,7 @@ func TestForbiddenNamesResolveToNowhere(t *testing.T) {
 			t.Fatalf("%s: got %v", name, reply)
 		}
 		addr := addressOf(reply.Answer[0])
-		if !Synthetic().Contains(addr) || !labNever(t).Contains(addr) {
+		if !policy.Synthetic().Contains(addr) || !labNever(t).Contains(addr) {
 			t.Fatalf("%s is at %v", name, addr)
 		}
 		return addr

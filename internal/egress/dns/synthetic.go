@@ -6,11 +6,12 @@ import (
 	"hash/fnv"
 	"net/netip"
 	"time"
+
+	"github.com/moat-sandbox/moat/internal/policy"
 )
 
-// Names that a policy does not allow resolve to addresses of Synthetic, which
-// is part of the never-reachable table: no route leads there. What connects to
-// one is refused, and the name it meant can be told.
+// Names that a policy does not allow resolve to addresses of policy.Synthetic.
+// What connects to one is refused, and the name it meant can be told.
 
 const (
 	// syntheticTTL is short: when a policy comes to allow a name, programs
@@ -20,11 +21,6 @@ const (
 	// can ask for, at the default rate, before the first of them expires.
 	maxSynthetic = 4096
 )
-
-// Synthetic returns the range of the addresses that stand for forbidden names.
-func Synthetic() netip.Prefix {
-	return netip.PrefixFrom(netip.AddrFrom4([4]byte{198, 19, 0, 0}), 17)
-}
 
 // synthetic is the table of one sandbox's forbidden names. A name keeps its
 // address for as long as it is in the table, and the address is given to no
@@ -102,7 +98,7 @@ func (t *synthetic) free(name string) uint32 {
 // name returns the name that an address stands for, also after it has expired:
 // programs keep addresses for longer than they should.
 func (t *synthetic) name(addr netip.Addr) (string, bool) {
-	if !Synthetic().Contains(addr) {
+	if !policy.Synthetic().Contains(addr) {
 		return "", false
 	}
 	e := t.byAddr[offsetOf(addr)]
@@ -116,11 +112,11 @@ func (t *synthetic) name(addr netip.Addr) (string, bool) {
 const addressCount = 1 << (32 - 17)
 
 func addressAt(offset uint32) netip.Addr {
-	base := Synthetic().Addr().As4()
+	base := policy.Synthetic().Addr().As4()
 	return netip.AddrFrom4([4]byte(binary.BigEndian.AppendUint32(nil, binary.BigEndian.Uint32(base[:])+offset)))
 }
 
 func offsetOf(addr netip.Addr) uint32 {
-	base, at := Synthetic().Addr().As4(), addr.As4()
+	base, at := policy.Synthetic().Addr().As4(), addr.As4()
 	return binary.BigEndian.Uint32(at[:]) - binary.BigEndian.Uint32(base[:])
 }
