@@ -29,7 +29,7 @@ type Never struct {
 // NewNever builds the table from the built-in ranges.
 //
 // Ranges in own (the node's addresses, the network of the sandboxes) are added
-// and hold in any case. Ranges in exempt, which only the operator of the
+// and hold in any case, as do those that moat uses itself. Ranges in exempt, which only the operator of the
 // machine can give, are taken out of the built-in ones. What no router can
 // forward (loopback, multicast, link-local IPv6 and the like) cannot be
 // exempted: it would be a promise that nobody keeps.
@@ -46,7 +46,7 @@ func NewNever(own []Range, exempt []netip.Prefix) (*Never, error) {
 		}
 		set.RemovePrefix(p)
 	}
-	for _, r := range own {
+	for _, r := range append(reserved(), own...) {
 		if !r.Prefix.IsValid() || r.Prefix.Addr().Is4In6() {
 			return nil, fmt.Errorf("never-reachable range %v: not a prefix", r.Prefix)
 		}
@@ -130,6 +130,13 @@ func (n *Never) Equal(o *Never) bool {
 	return n.set.Equal(o.set)
 }
 
+// reserved lists what moat uses itself: Synthetic, and the addresses at which
+// the proxy and the resolver answer.
+func reserved() []Range {
+	const why = "reserved for moat itself"
+	return []Range{{netip.MustParsePrefix("198.19.0.0/16"), why}, {netip.MustParsePrefix("fd6d:6f61:7400::/48"), why}}
+}
+
 // builtinRange is a Range of the built-in table. A fixed one cannot be
 // exempted.
 type builtinRange struct {
@@ -155,7 +162,7 @@ func builtin() []builtinRange {
 		entry("192.0.2.0/24", "documentation network", false),
 		entry("192.88.99.0/24", "6to4 relays", false),
 		entry("192.168.0.0/16", "private network", false),
-		entry("198.18.0.0/15", "benchmarking network", fixed), // sandboxes live there
+		entry("198.18.0.0/15", "benchmarking network", false),
 		entry("198.51.100.0/24", "documentation network", false),
 		entry("203.0.113.0/24", "documentation network", false),
 		entry("224.0.0.0/4", "multicast", fixed),
@@ -181,7 +188,6 @@ func builtin() []builtinRange {
 		entry("5f00::/16", "segment routing", false),
 		entry("fc00::/7", "private network", false),
 		entry("fd00:ec2::254/128", "cloud metadata", false),
-		entry("fd6d:6f61:7400::/48", "the network of the sandboxes", fixed),
 		entry("fd20:ce::254/128", "cloud metadata", false),
 		entry("fe80::/10", "link-local network", fixed),
 		entry("fec0::/10", "site-local network", false),

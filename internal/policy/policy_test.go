@@ -153,6 +153,22 @@ func TestExemptionsThatCannotBeKept(t *testing.T) {
 	}
 }
 
+// What moat uses itself stays in the table also where an exemption covers it.
+func TestReservedAddressesCannotBeExempted(t *testing.T) {
+	n, err := policy.NewNever(nil, []netip.Prefix{netip.MustParsePrefix("198.18.0.0/15"), netip.MustParsePrefix("fd00::/8")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for addr, want := range map[string]bool{
+		policy.Synthetic().Addr().String(): true, "198.19.127.255": true, "198.19.255.1": true, "fd6d:6f61:7400:1::1": true,
+		"198.18.0.1": false, "fd00::1": false,
+	} {
+		if got := n.Contains(netip.MustParseAddr(addr)); got != want {
+			t.Errorf("%s is never reachable: %v, want %v", addr, got, want)
+		}
+	}
+}
+
 // The kernel's view must have room for half-open intervals: ranges that touch
 // are one range.
 func TestRangesAreMerged(t *testing.T) {

@@ -36,7 +36,7 @@ func (n *Network) Apply(ctx context.Context, s Slot, p *policy.Policy) (Receipt,
 		return Receipt{}, nil
 	}
 	waitForPackets()
-	cut, err := n.tracker.endDenied(s, p)
+	cut, err := n.tracker.endDenied(n.layout, s, p)
 	if err != nil {
 		return Receipt{}, fmt.Errorf("apply policy to slot %d: the rules are in force, but not all flows are ended: %w", s.Index, err)
 	}

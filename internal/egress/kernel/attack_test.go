@@ -59,7 +59,7 @@ func TestAttack22ICMPTunnel(t *testing.T) {
 func sendMarker(t *testing.T, s Slot, at *tap) {
 	t.Helper()
 	src, dst := s.IP4, addr(one4)
-	sendFrames(t, s, ether(s.GatewayMAC, s.MAC, unix.ETH_P_IP, ip4(src, dst, unix.IPPROTO_UDP, nil, udpTo(src, dst, marker))))
+	sendFrames(t, s, ether(s.GatewayMAC, s.MAC, unix.ETH_P_IP, ip4(src, dst, unix.IPPROTO_UDP, nil, datagramTo(src, dst, marker))))
 	at.await(t, "the marker", isUDPTo(marker))
 }
 
@@ -69,20 +69,20 @@ const forged = 6666
 
 func forgeries(s, other Slot) map[string][]byte {
 	dst4, dst6 := addr(one4), addr(one6)
-	good4 := ip4(s.IP4, dst4, unix.IPPROTO_UDP, nil, udpTo(s.IP4, dst4, forged))
-	good6 := ip6(s.IP6, dst6, unix.IPPROTO_UDP, udpTo(s.IP6, dst6, forged))
+	good4 := ip4(s.IP4, dst4, unix.IPPROTO_UDP, nil, datagramTo(s.IP4, dst4, forged))
+	good6 := ip6(s.IP6, dst6, unix.IPPROTO_UDP, datagramTo(s.IP6, dst6, forged))
 	stranger := net.HardwareAddr{2, 6, 6, 6, 6, 6}
 	broadcast := net.HardwareAddr{255, 255, 255, 255, 255, 255}
 	extended := func(header byte) []byte { // 8 bytes of an extension header in front of UDP
-		return ip6(s.IP6, dst6, header, append([]byte{unix.IPPROTO_UDP, 0, 1, 4, 0, 0, 0, 0}, udpTo(s.IP6, dst6, forged)...))
+		return ip6(s.IP6, dst6, header, append([]byte{unix.IPPROTO_UDP, 0, 1, 4, 0, 0, 0, 0}, datagramTo(s.IP6, dst6, forged)...))
 	}
 	return map[string][]byte{
-		"source IPv4 of the internet": ether(s.GatewayMAC, s.MAC, unix.ETH_P_IP, ip4(addr(eight4), dst4, unix.IPPROTO_UDP, nil, udpTo(addr(eight4), dst4, forged))),
-		"source IPv4 of a neighbour":  ether(s.GatewayMAC, s.MAC, unix.ETH_P_IP, ip4(other.IP4, dst4, unix.IPPROTO_UDP, nil, udpTo(other.IP4, dst4, forged))),
-		"source IPv4 of the gateway":  ether(s.GatewayMAC, s.MAC, unix.ETH_P_IP, ip4(s.Gateway4, dst4, unix.IPPROTO_UDP, nil, udpTo(s.Gateway4, dst4, forged))),
-		"source IPv6 of the internet": ether(s.GatewayMAC, s.MAC, unix.ETH_P_IPV6, ip6(addr(eight6), dst6, unix.IPPROTO_UDP, udpTo(addr(eight6), dst6, forged))),
-		"source IPv6 of a neighbour":  ether(s.GatewayMAC, s.MAC, unix.ETH_P_IPV6, ip6(other.IP6, dst6, unix.IPPROTO_UDP, udpTo(other.IP6, dst6, forged))),
-		"source IPv6 link-local":      ether(s.GatewayMAC, s.MAC, unix.ETH_P_IPV6, ip6(addr("fe80::1"), dst6, unix.IPPROTO_UDP, udpTo(addr("fe80::1"), dst6, forged))),
+		"source IPv4 of the internet": ether(s.GatewayMAC, s.MAC, unix.ETH_P_IP, ip4(addr(eight4), dst4, unix.IPPROTO_UDP, nil, datagramTo(addr(eight4), dst4, forged))),
+		"source IPv4 of a neighbour":  ether(s.GatewayMAC, s.MAC, unix.ETH_P_IP, ip4(other.IP4, dst4, unix.IPPROTO_UDP, nil, datagramTo(other.IP4, dst4, forged))),
+		"source IPv4 of the gateway":  ether(s.GatewayMAC, s.MAC, unix.ETH_P_IP, ip4(s.Gateway4, dst4, unix.IPPROTO_UDP, nil, datagramTo(s.Gateway4, dst4, forged))),
+		"source IPv6 of the internet": ether(s.GatewayMAC, s.MAC, unix.ETH_P_IPV6, ip6(addr(eight6), dst6, unix.IPPROTO_UDP, datagramTo(addr(eight6), dst6, forged))),
+		"source IPv6 of a neighbour":  ether(s.GatewayMAC, s.MAC, unix.ETH_P_IPV6, ip6(other.IP6, dst6, unix.IPPROTO_UDP, datagramTo(other.IP6, dst6, forged))),
+		"source IPv6 link-local":      ether(s.GatewayMAC, s.MAC, unix.ETH_P_IPV6, ip6(addr("fe80::1"), dst6, unix.IPPROTO_UDP, datagramTo(addr("fe80::1"), dst6, forged))),
 		"source MAC of a stranger":    ether(s.GatewayMAC, stranger, unix.ETH_P_IP, good4),
 		"source MAC of a neighbour":   ether(s.GatewayMAC, other.MAC, unix.ETH_P_IPV6, good6),
 		"broadcast destination MAC":   ether(broadcast, s.MAC, unix.ETH_P_IP, good4),
@@ -91,8 +91,8 @@ func forgeries(s, other Slot) map[string][]byte {
 		"802.1ad tag":                 ether(s.GatewayMAC, s.MAC, unix.ETH_P_8021AD, append([]byte{0, 1, 8, 0}, good4...)),
 		"IPv4 under IPv6's ethertype": ether(s.GatewayMAC, s.MAC, unix.ETH_P_IPV6, good4),
 		"unknown ethertype":           ether(s.GatewayMAC, s.MAC, 0x88b5, good4),
-		"IPv4 options: record route":  ether(s.GatewayMAC, s.MAC, unix.ETH_P_IP, ip4(s.IP4, dst4, unix.IPPROTO_UDP, []byte{7, 7, 4, 0, 0, 0, 0, 0}, udpTo(s.IP4, dst4, forged))),
-		"IPv4 options: source route":  ether(s.GatewayMAC, s.MAC, unix.ETH_P_IP, ip4(s.IP4, dst4, unix.IPPROTO_UDP, []byte{131, 7, 4, 10, 0, 0, 1, 0}, udpTo(s.IP4, dst4, forged))),
+		"IPv4 options: record route":  ether(s.GatewayMAC, s.MAC, unix.ETH_P_IP, ip4(s.IP4, dst4, unix.IPPROTO_UDP, []byte{7, 7, 4, 0, 0, 0, 0, 0}, datagramTo(s.IP4, dst4, forged))),
+		"IPv4 options: source route":  ether(s.GatewayMAC, s.MAC, unix.ETH_P_IP, ip4(s.IP4, dst4, unix.IPPROTO_UDP, []byte{131, 7, 4, 10, 0, 0, 1, 0}, datagramTo(s.IP4, dst4, forged))),
 		"IPv6 hop-by-hop options":     ether(s.GatewayMAC, s.MAC, unix.ETH_P_IPV6, extended(unix.IPPROTO_HOPOPTS)),
 		"IPv6 routing header":         ether(s.GatewayMAC, s.MAC, unix.ETH_P_IPV6, extended(unix.IPPROTO_ROUTING)),
 		"IPv6 destination options":    ether(s.GatewayMAC, s.MAC, unix.ETH_P_IPV6, extended(unix.IPPROTO_DSTOPTS)),
@@ -100,7 +100,7 @@ func forgeries(s, other Slot) map[string][]byte {
 		"ARP reply for a neighbour":   ether(s.GatewayMAC, s.MAC, unix.ETH_P_ARP, arp(2, s.MAC, other.IP4, s.Gateway4)),
 		"router advertisement":        ether(net.HardwareAddr{0x33, 0x33, 0, 0, 0, 1}, s.MAC, unix.ETH_P_IPV6, ip6(addr("fe80::1"), addr("ff02::1"), unix.IPPROTO_ICMPV6, icmpMessage(134, 0, make([]byte, 12)...))),
 		"neighbour advertisement":     ether(s.GatewayMAC, s.MAC, unix.ETH_P_IPV6, ip6(addr("fe80::1"), s.Gateway6, unix.IPPROTO_ICMPV6, icmpMessage(136, 0, make([]byte, 20)...))),
-		"DHCP discover":               ether(broadcast, s.MAC, unix.ETH_P_IP, ip4(addr("0.0.0.0"), addr("255.255.255.255"), unix.IPPROTO_UDP, nil, udpTo(addr("0.0.0.0"), addr("255.255.255.255"), 67))),
+		"DHCP discover":               ether(broadcast, s.MAC, unix.ETH_P_IP, ip4(addr("0.0.0.0"), addr("255.255.255.255"), unix.IPPROTO_UDP, nil, datagramTo(addr("0.0.0.0"), addr("255.255.255.255"), 67))),
 		"truncated to nothing":        ether(s.GatewayMAC, s.MAC, unix.ETH_P_IP, []byte{0x45}),
 	}
 }
@@ -164,7 +164,7 @@ func TestAttack24Fragments(t *testing.T) {
 	s := create(t, n, compile(t, policy.Document{Default: policy.Allow, DenyOut: []string{eight4, eight6}}))
 	internet := listen(t, internetNS, "net0")
 	for _, dst := range []string{one4, eight4} {
-		whole := ip4(s.IP4, addr(dst), unix.IPPROTO_UDP, nil, append(udpTo(s.IP4, addr(dst), forged), make([]byte, 12)...))
+		whole := ip4(s.IP4, addr(dst), unix.IPPROTO_UDP, nil, append(datagramTo(s.IP4, addr(dst), forged), make([]byte, 12)...))
 		binary.BigEndian.PutUint16(whole[24:], 24) // length of the datagram
 		binary.BigEndian.PutUint16(whole[26:], 0)  // no checksum
 		for _, f := range fragments4(whole, 8) {
@@ -217,7 +217,7 @@ func TestAttack24OtherProtocols(t *testing.T) {
 	s := create(t, n, openPolicy(t))
 	internet := listen(t, internetNS, "net0")
 	for _, proto := range []byte{2, 4, 41, 47, 50, 89, 132, 255} {
-		body := append([]byte("0123456789abcdef"), udpTo(s.IP4, addr(one4), forged)...)
+		body := append([]byte("0123456789abcdef"), datagramTo(s.IP4, addr(one4), forged)...)
 		sendFrames(t, s, ether(s.GatewayMAC, s.MAC, unix.ETH_P_IP, ip4(s.IP4, addr(one4), proto, nil, body)))
 		sendFrames(t, s, ether(s.GatewayMAC, s.MAC, unix.ETH_P_IPV6, ip6(s.IP6, addr(one6), proto, body)))
 	}

@@ -163,10 +163,10 @@ func parseTuple(b []byte) (t tuple) {
 
 // endDenied ends the flows of a slot that a policy denies. Without a policy
 // that is all of them, those that were begun from outside included.
-func (t *tracker) endDenied(s Slot, p *policy.Policy) (int, error) {
+func (t *tracker) endDenied(l layout, s Slot, p *policy.Policy) (int, error) {
 	return t.end(func(c tracked) bool {
 		if c.src == s.IP4 || c.src == s.IP6 {
-			return p.Decide(c.flow()).Verdict != policy.Allow
+			return !l.mayLive(c, p)
 		}
 		return p == nil && (c.dst == s.IP4 || c.dst == s.IP6)
 	})
@@ -182,11 +182,22 @@ func (t *tracker) endOthers(l layout, tenants []Tenant) error {
 	_, err := t.end(func(c tracked) bool {
 		switch {
 		case l.owns(c.src):
-			return tenant[c.src].Decide(c.flow()).Verdict != policy.Allow
+			return !l.mayLive(c, tenant[c.src])
 		case l.owns(c.dst):
 			return tenant[c.dst] == nil
 		}
 		return false
 	})
 	return err
+}
+
+// mayLive reports whether a flow of a slot may go on under a policy. One that
+// was redirected may: the proxy and the resolver judge it themselves, by names
+// that the kernel does not know. One that would be redirected now may not.
+func (l layout) mayLive(c tracked, p *policy.Policy) bool {
+	if l.doors.has(c.dst) {
+		return p != nil
+	}
+	f := c.flow()
+	return p.Decide(f).Verdict == policy.Allow && !mustCarry(p.Carry(), f)
 }

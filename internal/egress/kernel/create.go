@@ -129,7 +129,7 @@ func (n *Network) demolish(s Slot, st *state) error {
 	// The interface is gone, so nothing begins a flow any more: the address is
 	// clean for its next tenant. A slot that was never open has none to end.
 	if st.open {
-		if _, err := n.tracker.endDenied(s, nil); err != nil {
+		if _, err := n.tracker.endDenied(n.layout, s, nil); err != nil {
 			return err
 		}
 	}

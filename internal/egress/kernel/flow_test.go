@@ -180,7 +180,7 @@ func TestSlotsAreNotReusedAtOnce(t *testing.T) {
 
 func TestNoSlotLeft(t *testing.T) {
 	c := config(t)
-	c.Range4 = netip.MustParsePrefix("198.19.0.0/29") // four pairs, of which the first is not used
+	c.Range4 = netip.MustParsePrefix("198.18.8.0/29") // four pairs, of which the first is not used
 	n := openWith(t, c)
 	for range 3 {
 		create(t, n, nil)

@@ -74,7 +74,7 @@ func ip6(src, dst netip.Addr, next byte, payload []byte) []byte {
 }
 
 // udpTo makes a UDP datagram that isUDPTo knows again.
-func udpTo(src, dst netip.Addr, port uint16) []byte {
+func datagramTo(src, dst netip.Addr, port uint16) []byte {
 	b := []byte{0x30, 0x39, byte(port >> 8), byte(port), 0, 12, 0, 0, 'm', 'o', 'a', 't'}
 	binary.BigEndian.PutUint16(b[6:], transportChecksum(src, dst, unix.IPPROTO_UDP, b))
 	return b

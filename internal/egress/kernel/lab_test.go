@@ -251,7 +251,7 @@ func never(t testing.TB) *policy.Never {
 
 func compile(t testing.TB, doc policy.Document) *policy.Policy {
 	t.Helper()
-	p, err := policy.Parse(doc, policy.Options{Never: never(t)})
+	p, err := policy.Parse(doc, policy.Options{Never: never(t), Names: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -316,6 +316,15 @@ func leftovers(t testing.TB, n *Network) []string {
 			left = append(left, r.String())
 		}
 	}
+	addrs, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range addrs {
+		if ip, ok := netipx.FromStdIP(a.IP); ok && n.doors.has(ip) {
+			left = append(left, "address "+a.String())
+		}
+	}
 	mounts, err := os.ReadFile("/proc/self/mounts")
 	if err != nil {
 		t.Fatal(err)
@@ -378,16 +387,19 @@ func addNodeAddr(t *testing.T, a netip.Addr) {
 // machine on the same network could.
 func routeSlotsToNode(t *testing.T, n *Network) {
 	t.Helper()
+	routeToNode(t, n.range4, node4)
+	routeToNode(t, n.range6, node6)
+}
+
+func routeToNode(t *testing.T, p netip.Prefix, node netip.Addr) {
+	t.Helper()
 	change := func(apply func(*netlink.Route) error) error {
 		return inNamespace(internetNS, func() error {
 			link, err := netlink.LinkByName("net0")
 			if err != nil {
 				return err
 			}
-			for via, p := range map[netip.Addr]netip.Prefix{node4: n.range4, node6: n.range6} {
-				err = errors.Join(err, apply(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: netipx.PrefixIPNet(p), Gw: via.AsSlice()}))
-			}
-			return err
+			return apply(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: netipx.PrefixIPNet(p), Gw: node.AsSlice()})
 		})
 	}
 	if err := change(netlink.RouteAdd); err != nil {

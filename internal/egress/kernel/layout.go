@@ -9,6 +9,8 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+
+	"github.com/moat-sandbox/moat/internal/policy"
 )
 
 // layout derives every name and address of a slot from its index, so that a
@@ -17,12 +19,13 @@ type layout struct {
 	instance       string
 	stateDir       string
 	range4, range6 netip.Prefix
+	doors          Doors
 }
 
 var instanceName = regexp.MustCompile(`^[a-z0-9]{1,8}$`)
 
 func newLayout(instance, stateDir string, range4, range6 netip.Prefix) (layout, error) {
-	l := layout{instance: instance, stateDir: stateDir, range4: range4.Masked(), range6: range6.Masked()}
+	l := layout{instance: instance, stateDir: stateDir, range4: range4.Masked(), range6: range6.Masked(), doors: theDoors()}
 	switch {
 	case !instanceName.MatchString(instance):
 		return l, fmt.Errorf("instance %q: want 1 to 8 lower-case letters and digits", instance)
@@ -32,6 +35,11 @@ func newLayout(instance, stateDir string, range4, range6 netip.Prefix) (layout, 
 		return l, fmt.Errorf("range %v: want an IPv4 prefix of at most 30 bits", range4)
 	case !range6.Addr().Is6(), range6.Addr().Is4In6(), range6.Bits() < 64, range6.Bits() > 126:
 		return l, fmt.Errorf("range %v: want an IPv6 prefix of 64 to 126 bits", range6)
+	}
+	for _, a := range []netip.Addr{l.doors.Addr4, l.doors.Addr6, policy.Synthetic().Addr()} {
+		if l.owns(a) {
+			return l, fmt.Errorf("ranges %v and %v: %v is needed for the proxy and the resolver", range4, range6, a)
+		}
 	}
 	return l, nil
 }

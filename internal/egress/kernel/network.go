@@ -125,6 +125,9 @@ func (n *Network) start() (err error) {
 	if err := n.fenceRanges(); err != nil {
 		return err
 	}
+	if err := n.raiseDoors(); err != nil {
+		return err
+	}
 	uplinks, err := findUplinks()
 	if err != nil {
 		return err
@@ -163,14 +166,17 @@ func (n *Network) checkRanges() error {
 	}
 	for _, r := range routes {
 		prefix, ok := netipx.FromStdIPNet(r.Dst)
-		if !ok || r.Type == unix.RTN_UNREACHABLE || !inside(n.range4, prefix) && !inside(n.range6, prefix) {
+		if !ok || r.Type == unix.RTN_UNREACHABLE || !inside(n.range4, prefix) && !inside(n.range6, prefix) && !n.doors.has(prefix.Addr()) {
 			continue
 		}
 		link, err := netlink.LinkByIndex(r.LinkIndex)
+		if isNoLink(err) { // it has just gone, and the route with it
+			continue
+		}
 		if err != nil {
 			return fmt.Errorf("find the interface of route %v: %w", prefix, err)
 		}
-		if _, ours := n.indexOfIf(link.Attrs().Name); !ours {
+		if _, ours := n.indexOfIf(link.Attrs().Name); !ours && link.Attrs().Name != loopback {
 			return fmt.Errorf("the addresses of the slots are in use: %v is routed to %s", prefix, link.Attrs().Name)
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"slices"
 
 	"github.com/google/nftables/expr"
 	"go4.org/netipx"
@@ -64,9 +65,9 @@ func planBase(l layout, never *policy.Never) basePlan {
 	never4, never6 := never.Ranges()
 	sets := []set{{name: "never4", ranges: never4}, {name: "never6", v6: true, ranges: never6}}
 	return basePlan{
-		maps:   []string{mapOut, mapIn},
+		maps:   []string{mapOut, mapIn, mapRedirect},
 		sets:   sets,
-		inet:   append(hookChains(l), judgeChains(l, sets)...),
+		inet:   slices.Concat(hookChains(l), redirectChains(l, sets), judgeChains(l, sets)),
 		netdev: []chain{headersChain()},
 	}
 }
@@ -79,7 +80,7 @@ const beforeFilter = -10
 const hookForward = "forward"
 
 // hookChains tell packets of slots from all others. They touch no packet that
-// neither comes from a slot nor goes to one.
+// neither comes from a slot nor goes to one or to the doors.
 func hookChains(l layout) []chain {
 	slots := l.ifPrefix()
 	hook := func(name string, num uint32) *base {
@@ -98,6 +99,9 @@ func hookChains(l layout) []chain {
 		}},
 		{name: "input", base: hook("input", unix.NF_INET_LOCAL_IN), rules: []rule{
 			{inPrefix(slots), goTo("to_node")},
+			// The doors are for sandboxes only, not for the node's neighbours.
+			{notIn(loopback), toAddr(l.doors.Addr4), counter(), drop()},
+			{notIn(loopback), toAddr(l.doors.Addr6), counter(), drop()},
 		}},
 		{name: "output", base: hook("output", unix.NF_INET_LOCAL_OUT), rules: []rule{
 			{outPrefix(slots), goTo("enter")},
@@ -144,13 +148,16 @@ func judgeChains(l layout, never []set) []chain {
 			{outMap(mapIn)},
 			{counter(), drop()},
 		}},
-		// Of the node a sandbox sees only answers to what the node began.
+		// Of the node a sandbox sees answers to what the node began, and the doors,
+		// if it was sent there.
 		{name: "to_node", rules: []rule{
 			{ctState("established", expr.CtStateBitESTABLISHED), ctReply(), accept()},
 			{ctState("invalid", expr.CtStateBitINVALID), counter(), drop()},
 			{ctState("related", expr.CtStateBitRELATED), goTo("errors")},
+			{ctRedirected(), goTo("door")},
 			{goTo("refuse")},
 		}},
+		doorChain(l.doors),
 		// ICMP errors about known flows; redirects are not among them.
 		{name: "errors", rules: []rule{
 			{icmp4("destination-unreachable", 3), accept()},
@@ -191,11 +198,12 @@ const (
 // slotPlan is everything the kernel holds for one slot. Its text shows the
 // rules as nft prints them.
 type slotPlan struct {
-	slot  Slot
-	sets  []set
-	out   chain // packets from the slot
-	in    chain // packets to the slot
-	guard chain // frames as they come from the slot
+	slot     Slot
+	sets     []set
+	out      chain // packets from the slot
+	in       chain // packets to the slot
+	redirect chain // first packets of flows from the slot
+	guard    chain // frames as they come from the slot
 	// digest identifies the plan. The kernel carries it with the rules, so that
 	// they can be told from those of another plan.
 	digest string
@@ -212,23 +220,39 @@ func planSlot(s Slot, p *policy.Policy, generation int) (slotPlan, error) {
 	if err != nil {
 		return slotPlan{}, fmt.Errorf("plan slot %d: %w", s.Index, err)
 	}
-	closed := []rule{{counter(), drop()}}
-	plan := slotPlan{
-		slot: s,
-		out:  chain{name: fmt.Sprintf("out_%d", s.Index), rules: closed},
-		in:   chain{name: fmt.Sprintf("in_%d", s.Index), rules: closed},
-		guard: chain{name: fmt.Sprintf("guard_%d", s.Index), rules: closed, base: &base{
-			kind: "filter", hook: "ingress", hooknum: unix.NF_NETDEV_INGRESS, device: s.HostIf, priority: -500,
-		}},
-	}
+	plan := closedPlan(s)
 	if p != nil {
-		plan.sets, plan.out.rules = judgeRules(ranges, fmt.Sprintf("%d_%d", s.Index, generation))
-		plan.in.rules = []rule{{counter(), accept()}}
-		plan.guard.rules = guardRules(s)
+		if err := plan.open(ranges, p.Carry(), generation); err != nil {
+			return slotPlan{}, fmt.Errorf("plan slot %d: %w", s.Index, err)
+		}
 	}
 	sum := sha256.Sum256([]byte(plan.String()))
 	plan.digest = "plan " + hex.EncodeToString(sum[:8])
 	return plan, nil
+}
+
+func closedPlan(s Slot) slotPlan {
+	closed := []rule{{counter(), drop()}}
+	return slotPlan{
+		slot:     s,
+		out:      chain{name: fmt.Sprintf("out_%d", s.Index), rules: closed},
+		in:       chain{name: fmt.Sprintf("in_%d", s.Index), rules: closed},
+		redirect: chain{name: fmt.Sprintf("redirect_%d", s.Index)},
+		guard: chain{name: fmt.Sprintf("guard_%d", s.Index), rules: closed, base: &base{
+			kind: "filter", hook: "ingress", hooknum: unix.NF_NETDEV_INGRESS, device: s.HostIf, priority: -500,
+		}},
+	}
+}
+
+// open makes a closed plan let through what a policy says.
+func (p *slotPlan) open(r policy.Ranges, c policy.Carry, generation int) (err error) {
+	lists := listsOf(r, fmt.Sprintf("%d_%d", p.slot.Index, generation))
+	p.sets = setsOf(lists)
+	p.out.rules = judgeRules(c, lists, r.Default)
+	p.in.rules = []rule{{counter(), accept()}}
+	p.guard.rules = guardRules(p.slot)
+	p.redirect.rules, err = redirectRules(c, lists, r.Default)
+	return err
 }
 
 func (p slotPlan) setNames() []string {
@@ -239,40 +263,60 @@ func (p slotPlan) setNames() []string {
 	return names
 }
 
-// judgeRules asks the lists in their order. A list without entries costs
-// nothing, one with every address needs no set.
-func judgeRules(r policy.Ranges, suffix string) (sets []set, rules []rule) {
-	rules = []rule{
-		{l4proto("icmp", unix.IPPROTO_ICMP), limitOver(echoRate, echoBurst), counter(), drop()},
-		{l4proto("ipv6-icmp", unix.IPPROTO_ICMPV6), limitOver(echoRate, echoBurst), counter(), drop()},
-	}
-	allow := []statement{counter(), accept()}
-	deny := []statement{goTo("refuse")}
-	for _, list := range []struct {
-		set  set
-		then []statement
-	}{
-		{set{name: "allow4_" + suffix, ranges: r.Allow4}, allow},
-		{set{name: "allow6_" + suffix, ranges: r.Allow6, v6: true}, allow},
-		{set{name: "deny4_" + suffix, ranges: r.Deny4}, deny},
-		{set{name: "deny6_" + suffix, ranges: r.Deny6, v6: true}, deny},
-	} {
-		switch {
-		case len(list.set.ranges) == 0:
-			continue
-		case list.set.full() && list.set.v6:
-			rules = append(rules, append(rule{is6()}, list.then...))
-		case list.set.full():
-			rules = append(rules, append(rule{is4()}, list.then...))
-		default:
-			sets = append(sets, list.set)
-			rules = append(rules, append(rule{toSet(list.set)}, list.then...))
+// list is a list of the policy: which addresses it has, and what it says.
+type list struct {
+	set     set
+	verdict policy.Verdict
+}
+
+// listsOf returns the lists in the order in which they are asked. One without
+// entries costs nothing.
+func listsOf(r policy.Ranges, suffix string) []list {
+	return slices.DeleteFunc([]list{
+		{set{name: "allow4_" + suffix, ranges: r.Allow4}, policy.Allow},
+		{set{name: "allow6_" + suffix, ranges: r.Allow6, v6: true}, policy.Allow},
+		{set{name: "deny4_" + suffix, ranges: r.Deny4}, policy.Deny},
+		{set{name: "deny6_" + suffix, ranges: r.Deny6, v6: true}, policy.Deny},
+	}, func(l list) bool { return len(l.set.ranges) == 0 })
+}
+
+// setsOf returns the sets that the lists need: one with every address needs none.
+func setsOf(lists []list) (sets []set) {
+	for _, l := range lists {
+		if !l.set.full() {
+			sets = append(sets, l.set)
 		}
 	}
-	if r.Default == policy.Allow {
-		return sets, append(rules, allow)
+	return sets
+}
+
+// judgeRules decide about packets of direct flows.
+func judgeRules(c policy.Carry, lists []list, byDefault policy.Verdict) []rule {
+	rules := append([]rule{
+		{l4proto("icmp", unix.IPPROTO_ICMP), limitOver(echoRate, echoBurst), counter(), drop()},
+		{l4proto("ipv6-icmp", unix.IPPROTO_ICMPV6), limitOver(echoRate, echoBurst), counter(), drop()},
+	}, undirectRules(c)...)
+	return byLists(rules, lists, byDefault, rule{counter(), accept()}, rule{goTo("refuse")})
+}
+
+// byLists appends rules that ask the lists and do what follows from the answer.
+func byLists(rules []rule, lists []list, byDefault policy.Verdict, allow, deny rule) []rule {
+	then := map[policy.Verdict]rule{policy.Allow: allow, policy.Deny: deny}
+	for _, l := range lists {
+		rules = append(rules, append(rule{l.set.match()}, then[l.verdict]...))
 	}
-	return sets, append(rules, deny)
+	return append(rules, then[byDefault])
+}
+
+// match matches packets to the addresses of a set.
+func (s set) match() statement {
+	switch {
+	case s.full() && s.v6:
+		return is6()
+	case s.full():
+		return is4()
+	}
+	return toSet(s)
 }
 
 // full reports whether the set holds its whole family.

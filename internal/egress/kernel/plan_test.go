@@ -33,6 +33,10 @@ func golden(t *testing.T) map[string]*policy.Policy {
 			AllowOut: []string{"8.8.8.0/24"},
 			DenyOut:  []string{policy.AllTraffic},
 		}),
+		"names": compile(t, policy.Document{AllowOut: []string{"8.8.8.8", "example.com"}}),
+		"names-and-open": compile(t, policy.Document{
+			Default: policy.Allow, AllowOut: []string{"example.com"}, DenyOut: []string{"8.8.8.8"}, Ruled: []string{"example.com"},
+		}),
 		"internet-off": compile(t, policy.Document{}),
 	}
 }

@@ -11,7 +11,8 @@ func (p slotPlan) String() string {
 	b.WriteString("table inet {\n")
 	fmt.Fprintf(&b, "\tmap %s {\n\t\telements = { \"%s\" : goto %s }\n\t}\n", mapOut, p.slot.HostIf, p.out.name)
 	fmt.Fprintf(&b, "\tmap %s {\n\t\telements = { \"%s\" : goto %s }\n\t}\n", mapIn, p.slot.HostIf, p.in.name)
-	writeTable(&b, p.sets, []chain{p.out, p.in})
+	fmt.Fprintf(&b, "\tmap %s {\n\t\telements = { \"%s\" : goto %s }\n\t}\n", mapRedirect, p.slot.HostIf, p.redirect.name)
+	writeTable(&b, p.sets, []chain{p.out, p.in, p.redirect})
 	b.WriteString("table netdev {\n")
 	writeTable(&b, nil, []chain{p.guard})
 	return b.String()
@@ -74,10 +75,12 @@ func (c chain) text() string {
 // String shows where the chain is run, as nft prints it.
 func (h *base) String() string {
 	place := fmt.Sprintf("priority filter - %d", -h.priority)
-	switch h.hook {
-	case "postrouting":
+	switch {
+	case h.kind == "nat" && h.hook == "postrouting":
 		place = "priority srcnat"
-	case "ingress":
+	case h.kind == "nat":
+		place = "priority dstnat"
+	case h.device != "":
 		place = fmt.Sprintf("device \"%s\" priority %d", h.device, h.priority)
 	}
 	return fmt.Sprintf("type %s hook %s %s; policy accept;", h.kind, h.hook, place)

@@ -63,6 +63,12 @@ func notOutPrefix(prefix string) statement {
 		meta(expr.MetaKeyOIFNAME), &expr.Cmp{Op: expr.CmpOpNeq, Register: reg, Data: []byte(prefix)})
 }
 
+// notIn matches what came by any other interface.
+func notIn(name string) statement {
+	return part(fmt.Sprintf("iifname != %q", name),
+		meta(expr.MetaKeyIIFNAME), &expr.Cmp{Op: expr.CmpOpNeq, Register: reg, Data: ifName(name)})
+}
+
 // inMap and outMap leave the rest to the verdict that a map holds for the
 // interface.
 func inMap(name string) statement {
@@ -101,26 +107,66 @@ func toSet(s set) statement {
 
 // from and to match packets by the prefix that their source or destination
 // lies in.
-func from(p netip.Prefix) statement { return address("saddr", 12, 8, p) }
-func to(p netip.Prefix) statement   { return address("daddr", 16, 24, p) }
+func from(p netip.Prefix) statement  { return address("saddr", 12, 8, p, "", expr.CmpOpEq) }
+func to(p netip.Prefix) statement    { return address("daddr", 16, 24, p, "", expr.CmpOpEq) }
+func notTo(p netip.Prefix) statement { return address("daddr", 16, 24, p, "!= ", expr.CmpOpNeq) }
 
 // address matches one of the addresses in the header, at an offset that
 // depends on the family.
-func address(which string, offset4, offset6 uint32, p netip.Prefix) statement {
+func address(which string, offset4, offset6 uint32, p netip.Prefix, not string, op expr.CmpOp) statement {
 	family, offset, load := "ip", offset4, ofFamily4()
 	if p.Addr().Is6() {
 		family, offset, load = "ip6", offset6, ofFamily6()
 	}
 	bits := p.Masked().Addr().AsSlice()
-	return part(fmt.Sprintf("%s %s %v", family, which, p.Masked()), append(load,
+	return part(fmt.Sprintf("%s %s %s%v", family, which, not, p.Masked()), append(load,
 		payload(expr.PayloadBaseNetworkHeader, offset, uint32(len(bits))),
-		mask(net.CIDRMask(p.Bits(), p.Addr().BitLen())), equal(bits))...)
+		mask(net.CIDRMask(p.Bits(), p.Addr().BitLen())), &expr.Cmp{Op: op, Register: reg, Data: bits})...)
+}
+
+// toAddr matches packets to one address.
+func toAddr(a netip.Addr) statement {
+	family, offset, load := "ip", uint32(16), ofFamily4()
+	if a.Is6() {
+		family, offset, load = "ip6", 24, ofFamily6()
+	}
+	return part(fmt.Sprintf("%s daddr %v", family, a), append(load,
+		payload(expr.PayloadBaseNetworkHeader, offset, uint32(a.BitLen()/8)), equal(a.AsSlice()))...)
 }
 
 // l4proto matches packets of a transport protocol, whatever extension headers
 // come before it.
 func l4proto(name string, number byte) statement {
 	return part("meta l4proto "+name, meta(expr.MetaKeyL4PROTO), equal([]byte{number}))
+}
+
+func isTCP() statement { return l4proto("tcp", unix.IPPROTO_TCP) }
+
+// tcpTo and udpTo match packets to a port, tcpToOther those of TCP to any other
+// port, dport those of any protocol.
+func tcpTo(port uint16) statement {
+	return part(fmt.Sprintf("tcp dport %d", port), portIs(unix.IPPROTO_TCP, port, expr.CmpOpEq)...)
+}
+
+func tcpToOther(port uint16) statement {
+	return part(fmt.Sprintf("tcp dport != %d", port), portIs(unix.IPPROTO_TCP, port, expr.CmpOpNeq)...)
+}
+
+func udpTo(port uint16) statement {
+	return part(fmt.Sprintf("udp dport %d", port), portIs(unix.IPPROTO_UDP, port, expr.CmpOpEq)...)
+}
+
+func portIs(proto byte, port uint16, op expr.CmpOp) []expr.Any {
+	return []expr.Any{
+		meta(expr.MetaKeyL4PROTO), equal([]byte{proto}),
+		payload(expr.PayloadBaseTransportHeader, 2, 2),
+		&expr.Cmp{Op: op, Register: reg, Data: binaryutil.BigEndian.PutUint16(port)},
+	}
+}
+
+func dport(port uint16) statement {
+	return part(fmt.Sprintf("th dport %d", port),
+		payload(expr.PayloadBaseTransportHeader, 2, 2), equal(binaryutil.BigEndian.PutUint16(port)))
 }
 
 // icmp4 and icmp6 match ICMP messages of one type.
@@ -149,6 +195,15 @@ func ctState(name string, bits uint32) statement {
 // ctReply matches packets that answer the side which began the flow.
 func ctReply() statement {
 	return part("ct direction reply", &expr.Ct{Register: reg, Key: expr.CtKeyDIRECTION}, equal([]byte{1}))
+}
+
+// ctRedirected matches packets of flows whose destination was rewritten.
+func ctRedirected() statement {
+	const dstNAT = 1 << 5 // IPS_DST_NAT
+	return part("ct status dnat",
+		&expr.Ct{Register: reg, Key: expr.CtKeySTATUS},
+		mask(binaryutil.NativeEndian.PutUint32(dstNAT)),
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: reg, Data: make([]byte, 4)})
 }
 
 // frame matches a frame by both its addresses and its ethertype, which nft
@@ -224,3 +279,16 @@ func prohibit() statement {
 }
 
 func masquerade() statement { return part("masquerade", &expr.Masq{}) }
+
+// redirect sends a flow to another address and port than it was going to.
+func redirect(a netip.Addr, port uint16) statement {
+	family, to := uint32(unix.NFPROTO_IPV4), fmt.Sprintf("ip to %v", netip.AddrPortFrom(a, port))
+	if a.Is6() {
+		family, to = unix.NFPROTO_IPV6, fmt.Sprintf("ip6 to %v", netip.AddrPortFrom(a, port))
+	}
+	const portReg = reg + 1
+	return part("dnat "+to,
+		&expr.Immediate{Register: reg, Data: a.AsSlice()},
+		&expr.Immediate{Register: portReg, Data: binaryutil.BigEndian.PutUint16(port)},
+		&expr.NAT{Type: expr.NATTypeDestNAT, Family: family, RegAddrMin: reg, RegProtoMin: portReg, Specified: true})
+}

@@ -79,7 +79,7 @@ func (n *Network) Uninstall(ctx context.Context) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.adopted = false // until somebody lays tables again
-	if err := errors.Join(n.rules.clear(""), n.removeFences()); err != nil {
+	if err := errors.Join(n.rules.clear(""), n.removeDoors(), n.removeFences()); err != nil {
 		return fmt.Errorf("uninstall: %w", err)
 	}
 	return nil

@@ -177,10 +177,12 @@ func (p basePlan) chains() map[byte][]chain {
 func (r *rules) add(t *transaction, p slotPlan) {
 	t.addChain(inetFamily, r.table, p.out)
 	t.addChain(inetFamily, r.table, p.in)
+	t.addChain(inetFamily, r.table, p.redirect)
 	t.addChain(netdevFamily, r.table, p.guard)
 	r.addRules(t, p)
 	t.route(r.table, mapOut, p.slot.HostIf, p.out.name)
 	t.route(r.table, mapIn, p.slot.HostIf, p.in.name)
+	t.route(r.table, mapRedirect, p.slot.HostIf, p.redirect.name)
 }
 
 // replace puts a plan, whose sets are there, in the place of another and
@@ -188,6 +190,7 @@ func (r *rules) add(t *transaction, p slotPlan) {
 func (r *rules) replace(t *transaction, p slotPlan, oldSets []string) {
 	t.flushChain(inetFamily, r.table, p.out.name)
 	t.flushChain(inetFamily, r.table, p.in.name)
+	t.flushChain(inetFamily, r.table, p.redirect.name)
 	t.flushChain(netdevFamily, r.table, p.guard.name)
 	r.addRules(t, p)
 	r.deleteSets(t, oldSets)
@@ -196,6 +199,7 @@ func (r *rules) replace(t *transaction, p slotPlan, oldSets []string) {
 func (r *rules) addRules(t *transaction, p slotPlan) {
 	t.addRules(inetFamily, r.table, p.out, p.digest)
 	t.addRules(inetFamily, r.table, p.in, p.digest)
+	t.addRules(inetFamily, r.table, p.redirect, p.digest)
 	t.addRules(netdevFamily, r.table, p.guard, p.digest)
 }
 
@@ -215,23 +219,27 @@ func (r *rules) deleteSets(t *transaction, names []string) {
 func (r *rules) remove(t *transaction, p slotPlan, sets []string) {
 	t.unroute(r.table, mapOut, p.slot.HostIf)
 	t.unroute(r.table, mapIn, p.slot.HostIf)
+	t.unroute(r.table, mapRedirect, p.slot.HostIf)
 	t.deleteChain(inetFamily, r.table, p.out.name)
 	t.deleteChain(inetFamily, r.table, p.in.name)
+	t.deleteChain(inetFamily, r.table, p.redirect.name)
 	r.deleteSets(t, sets)
 }
 
 // confirm reads back that the rules of a plan are the ones in force.
 func (r *rules) confirm(p slotPlan) error {
-	got, err := r.comments(inetFamily, r.table, p.out.name)
-	if err != nil {
-		return fmt.Errorf("read back the rules: %w", err)
-	}
-	if len(got) != len(p.out.rules) {
-		return fmt.Errorf("read back the rules: the kernel has %d, want %d", len(got), len(p.out.rules))
-	}
-	for _, comment := range got {
-		if comment != p.digest {
-			return fmt.Errorf("read back the rules: they are of %q, want %q", comment, p.digest)
+	for _, c := range []chain{p.out, p.redirect} {
+		got, err := r.comments(inetFamily, r.table, c.name)
+		if err != nil {
+			return fmt.Errorf("read back the rules: %w", err)
+		}
+		if len(got) != len(c.rules) {
+			return fmt.Errorf("read back the rules: the kernel has %d in %s, want %d", len(got), c.name, len(c.rules))
+		}
+		for _, comment := range got {
+			if comment != p.digest {
+				return fmt.Errorf("read back the rules: those in %s are of %q, want %q", c.name, comment, p.digest)
+			}
 		}
 	}
 	return nil

@@ -146,12 +146,12 @@ func flags(a netip.Addr) int {
 
 // raiseLoopback sets the loopback interface of a fresh namespace up.
 func raiseLoopback() error {
-	lo, err := netlink.LinkByName("lo")
+	lo, err := netlink.LinkByName(loopback)
 	if err != nil {
-		return fmt.Errorf("find lo: %w", err)
+		return fmt.Errorf("find %s: %w", loopback, err)
 	}
 	if err := netlink.LinkSetUp(lo); err != nil {
-		return fmt.Errorf("set lo up: %w", err)
+		return fmt.Errorf("set %s up: %w", loopback, err)
 	}
 	return nil
 }
