@@ -37,6 +37,8 @@ func (n *Node) Create(ctx context.Context, spec sandbox.Spec) (store.Sandbox, er
 	if err := n.admit(spec.Team); err != nil {
 		return store.Sandbox{}, err
 	}
+	n.quiet.disturb()
+	defer n.quiet.disturb()
 	record, err := n.create(ctx, spec, template, compiled)
 	if err != nil {
 		n.release(spec.Team)
@@ -45,13 +47,26 @@ func (n *Node) Create(ctx context.Context, spec sandbox.Spec) (store.Sandbox, er
 	return record, nil
 }
 
-func (n *Node) create(ctx context.Context, spec sandbox.Spec, template store.Template, compiled *policy.Policy) (_ store.Sandbox, err error) {
+func (n *Node) create(ctx context.Context, spec sandbox.Spec, template store.Template, compiled *policy.Policy) (store.Sandbox, error) {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	w, err := n.take(ctx, template)
-	if err != nil {
-		return store.Sandbox{}, err
+	for {
+		w, err := n.take(ctx, template)
+		if err != nil {
+			return store.Sandbox{}, err
+		}
+		record, err := n.complete(ctx, spec, template, compiled, w)
+		if w.waited && errors.Is(err, sandbox.ErrGone) {
+			// That was not the caller's fault, and there are others.
+			n.Logger.Warn("a warm box had ended", "box", w.box.ID(), "error", err)
+			continue
+		}
+		return record, err
 	}
+}
+
+// complete makes a sandbox of a warm box, or gives box and slot back.
+func (n *Node) complete(ctx context.Context, spec sandbox.Spec, template store.Template, compiled *policy.Policy, w warm) (_ store.Sandbox, err error) {
 	record := n.newRecord(spec, template, w)
 	defer func() {
 		if err != nil {
@@ -103,8 +118,37 @@ func (n *Node) newRecord(spec sandbox.Spec, template store.Template, w warm) sto
 
 // bring puts the policy in force and the template into the box, then tells the
 // guest who it is. A slot is born closed: nothing passes, and the guest cannot be
-// spoken to, before its policy is confirmed.
+// spoken to, before its policy is confirmed. When the box ends in the middle the
+// error is sandbox.ErrGone.
 func (n *Node) bring(ctx context.Context, record store.Sandbox, env map[string]string, template store.Template, p *policy.Policy, w warm) error {
+	ctx, release := whileAlive(ctx, w.box)
+	err := n.bringUp(ctx, record, env, template, p, w)
+	return errors.Join(err, release())
+}
+
+// whileAlive returns a context that ends with the box, and the function that
+// releases it, which returns sandbox.ErrGone in that case.
+func whileAlive(ctx context.Context, box sandbox.Box) (context.Context, func() error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	gone := make(chan error, 1)
+	go func() {
+		_, err := box.Wait(ctx)
+		if err == nil {
+			err = sandbox.ErrGone
+			cancel(err)
+		}
+		gone <- err
+	}()
+	return ctx, func() error {
+		cancel(nil)
+		if err := <-gone; errors.Is(err, sandbox.ErrGone) {
+			return err
+		}
+		return nil
+	}
+}
+
+func (n *Node) bringUp(ctx context.Context, record store.Sandbox, env map[string]string, template store.Template, p *policy.Policy, w warm) error {
 	var steps errgroup.Group
 	n.settle(w.slot, record, p) // before the first packet can come
 	steps.Go(func() error {

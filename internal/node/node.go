@@ -77,6 +77,7 @@ type Node struct {
 	guest *guestClient
 	// empty and started are the boxes that wait for a create.
 	empty, started *pool
+	quiet          lull
 
 	mu   sync.Mutex
 	live map[string]*live
@@ -137,8 +138,7 @@ func Open(ctx context.Context, c Config) (*Node, error) {
 		n.bg.Wait()
 		return nil, fmt.Errorf("adopt running sandboxes: %w", err)
 	}
-	n.empty = newPool(c.Pool, n.bootEmpty, n.discard, c.Logger)
-	n.started = newPool(c.Pool, n.bootStarted, n.discard, c.Logger)
+	n.empty, n.started = n.newPool(n.bootEmpty), n.newPool(n.bootStarted)
 	n.bg.Go(func() { n.started.fill(background) })
 	n.bg.Go(func() { n.empty.fill(background) })
 	n.bg.Go(func() { n.sample(background) })

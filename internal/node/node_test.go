@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"errors"
+	"maps"
 	"net/netip"
 	"strings"
 	"testing"
@@ -85,6 +86,35 @@ func TestCreateFailsWhole(t *testing.T) {
 			create(t, n, "a")
 			create(t, n, "a") // the failed one does not count against the team's two
 		})
+	}
+}
+
+// A warm box may have ended while it waited: the next one is taken, and where
+// there is none another is booted.
+func TestWarmBoxesThatEnded(t *testing.T) {
+	r := newRig(t)
+	n := r.openWithPool(2)
+	defer n.Close()
+	full := func() bool { return len(n.started.ready) == 2 && len(n.empty.ready) == 2 }
+	eventually(t, full)
+	r.mu.Lock()
+	dead := maps.Clone(r.boxes)
+	r.mu.Unlock()
+	for _, b := range dead {
+		b.once.Do(func() { close(b.ended) })
+		b.hangUp()
+	}
+	record := create(t, n, "a")
+	if len(dead) != 4 || dead[record.Box] != nil {
+		t.Errorf("the sandbox is in box %s, one of the %d that had ended", record.Box, len(dead))
+	}
+	eventually(t, full)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for id := range dead {
+		if r.boxes[id] != nil {
+			t.Errorf("box %s has ended and was not given back", id)
+		}
 	}
 }
 

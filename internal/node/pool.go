@@ -18,6 +18,8 @@ type warm struct {
 	slot kernel.Slot
 	// template has been started in the box; empty if none has.
 	template string
+	// waited is true for a box from the pool, which may have ended since.
+	waited bool
 }
 
 // pool keeps warm boxes ready, so that a create does not wait for a boot.
@@ -26,16 +28,19 @@ type pool struct {
 	wanted  chan struct{} // one token for each box that is missing
 	boot    func(context.Context) (warm, error)
 	discard func(context.Context, warm) error
+	quiet   *lull
 	log     *slog.Logger
 }
 
-func newPool(size int, boot func(context.Context) (warm, error), discard func(context.Context, warm) error, log *slog.Logger) *pool {
+func (n *Node) newPool(boot func(context.Context) (warm, error)) *pool {
+	size := n.Pool
 	p := &pool{
 		ready:   make(chan warm, size),
 		wanted:  make(chan struct{}, size),
 		boot:    boot,
-		discard: discard,
-		log:     log,
+		discard: n.discard,
+		quiet:   &n.quiet,
+		log:     n.Logger,
 	}
 	for range size {
 		p.wanted <- struct{}{}
@@ -48,6 +53,7 @@ func (p *pool) take() (warm, bool) {
 	select {
 	case w := <-p.ready:
 		p.wanted <- struct{}{}
+		w.waited = true
 		return w, true
 	default:
 		return warm{}, false
@@ -63,6 +69,7 @@ func (p *pool) fill(ctx context.Context) {
 			return
 		case <-p.wanted:
 		}
+		p.quiet.await(ctx)
 		w, err := p.boot(ctx)
 		if err == nil {
 			p.ready <- w

@@ -81,12 +81,18 @@ func (r *rig) openStore() {
 // open starts a node on the rig, as a server does.
 func (r *rig) open() *Node {
 	r.t.Helper()
+	return r.openWithPool(0)
+}
+
+// openWithPool is open with warm boxes, of which it waits for none.
+func (r *rig) openWithPool(size int) *Node {
+	r.t.Helper()
 	r.tenants = new(egress.Registry)
 	n, err := Open(r.t.Context(), Config{
 		Store: r.store, Network: r, Tenants: r.tenants, Flows: &r.flows, Audit: r.audit(), Runtime: rigRuntime{r}, Templates: r,
 		Master: r.master(), Logger: slog.New(slog.DiscardHandler),
 		Compile: func(d policy.Document) (*policy.Policy, error) { return policy.Parse(d, policy.Options{}) },
-		Warm:    sandbox.Limits{MemoryMB: 256}, MaxSandboxes: 3, TeamLimit: 2,
+		Warm:    sandbox.Limits{MemoryMB: 256}, Pool: size, Ahead: "base", MaxSandboxes: 3, TeamLimit: 2,
 	})
 	if err != nil {
 		r.t.Fatal(err)
@@ -354,8 +360,12 @@ func (b *rigBox) hangUp() {
 func (b *rigBox) Wait(ctx context.Context) (sandbox.Exit, error) {
 	select {
 	case <-b.ended:
-		return sandbox.Exit{OOM: b.oom, Status: -1, At: time.Now()}, nil
 	case <-ctx.Done():
+	}
+	select {
+	case <-b.ended:
+		return sandbox.Exit{OOM: b.oom, Status: -1, At: time.Now()}, nil
+	default:
 		return sandbox.Exit{}, ctx.Err()
 	}
 }

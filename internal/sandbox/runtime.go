@@ -39,7 +39,8 @@ type Box interface {
 	ID() string
 	// Start adds the root filesystem and runs the guest daemon in it as init.
 	Start(ctx context.Context, spec StartSpec) error
-	// Wait blocks until the box has ended, for whatever reason.
+	// Wait blocks until the box has ended, for whatever reason. Of one that has
+	// it tells also when ctx is done.
 	Wait(ctx context.Context) (Exit, error)
 	// Usage reads what the box consumes now, from outside.
 	Usage(ctx context.Context) (Usage, error)

@@ -91,16 +91,18 @@ func exitStatus(ws unix.WaitStatus) int {
 
 // Wait implements sandbox.Box.
 func (b *box) Wait(ctx context.Context) (sandbox.Exit, error) {
+	var err error
 	select {
 	case <-b.end.over:
 	case <-b.end.closing:
-		select {
-		case <-b.end.over:
-		default:
-			return sandbox.Exit{}, fmt.Errorf("wait for box %s: %w", b.id, errClosed)
-		}
+		err = errClosed
 	case <-ctx.Done():
-		return sandbox.Exit{}, fmt.Errorf("wait for box %s: %w", b.id, context.Cause(ctx))
+		err = context.Cause(ctx)
+	}
+	select {
+	case <-b.end.over: // whatever else is true
+	default:
+		return sandbox.Exit{}, fmt.Errorf("wait for box %s: %w", b.id, err)
 	}
 	b.end.mu.Lock()
 	defer b.end.mu.Unlock()
