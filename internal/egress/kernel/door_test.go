@@ -27,6 +27,18 @@ func names(t testing.TB, allowed ...string) *policy.Policy {
 	return compile(t, policy.Document{AllowOut: append([]string{"example.com"}, allowed...)})
 }
 
+// mention returns a rule that changes nothing, strict one for which requests have
+// to be seen, upstream a proxy that has to carry all connections.
+func mention() policy.Rules {
+	return policy.Rules{Hosts: []policy.HostRule{{Host: "example.com"}}}
+}
+
+func strict() policy.Rules {
+	return policy.Rules{Hosts: []policy.HostRule{{Host: "example.com", Strict: true}}}
+}
+
+func upstream() *policy.EgressProxy { return &policy.EgressProxy{Address: "proxy.example.com:1080"} }
+
 // openDoors serves behind all doors until the test is over or close is called.
 func openDoors(t *testing.T, n *Network) (close func()) {
 	t.Helper()

@@ -35,8 +35,10 @@ func golden(t *testing.T) map[string]*policy.Policy {
 		}),
 		"names": compile(t, policy.Document{AllowOut: []string{"8.8.8.8", "example.com"}}),
 		"names-and-open": compile(t, policy.Document{
-			Default: policy.Allow, AllowOut: []string{"example.com"}, DenyOut: []string{"8.8.8.8"}, Ruled: []string{"example.com"},
+			Default: policy.Allow, AllowOut: []string{"example.com"}, DenyOut: []string{"8.8.8.8"}, Rules: mention(),
 		}),
+		"rules":        compile(t, policy.Document{Default: policy.Allow, DenyOut: []string{"8.8.8.8"}, Rules: strict()}),
+		"upstream":     compile(t, policy.Document{Default: policy.Allow, DenyOut: []string{"8.8.8.8"}, EgressProxy: upstream()}),
 		"internet-off": compile(t, policy.Document{}),
 	}
 }

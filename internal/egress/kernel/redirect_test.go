@@ -76,7 +76,7 @@ func TestOpenPolicyWithNamesStaysOpen(t *testing.T) {
 	openDoors(t, n)
 	serveInternet(t, 443)
 	s := create(t, n, compile(t, policy.Document{
-		Default: policy.Allow, AllowOut: []string{"example.com"}, Ruled: []string{"example.com"}, DenyOut: []string{eight4},
+		Default: policy.Allow, AllowOut: []string{"example.com"}, Rules: mention(), DenyOut: []string{eight4},
 	}))
 	expect(t, s, policy.Allow, one4, one6)
 	expect(t, s, policy.Deny, eight4)
@@ -248,28 +248,7 @@ func TestDestroyEndsRedirectedFlows(t *testing.T) {
 	}
 }
 
-// enforceCarry gives a slot the rules of a policy as if it wanted more carried.
-func enforceCarry(t *testing.T, n *Network, s Slot, p *policy.Policy, c policy.Carry) {
-	t.Helper()
-	ranges, err := p.Ranges()
-	if err != nil {
-		t.Fatal(err)
-	}
-	st := n.slots[s.Index]
-	st.generation++
-	plan := closedPlan(s)
-	if err := plan.open(ranges, c, st.generation); err != nil {
-		t.Fatal(err)
-	}
-	fill, swap := newTransaction(), newTransaction()
-	n.rules.addSets(fill, plan)
-	n.rules.replace(swap, plan, st.sets)
-	if err := errors.Join(n.rules.commit(fill), n.rules.commit(swap)); err != nil {
-		t.Fatal(err)
-	}
-	st.sets = plan.setNames()
-}
-
+// A rule has to see every request, also to where addresses are allowed.
 func TestCarryAllWeb(t *testing.T) {
 	n := open(t)
 	openDoors(t, n)
@@ -277,9 +256,16 @@ func TestCarryAllWeb(t *testing.T) {
 	p := compile(t, policy.Document{Default: policy.Allow, DenyOut: []string{eight4}})
 	s := create(t, n, p)
 	old := wantVisitInternet(t, s, one4, 443)
-	enforceCarry(t, n, s, p, policy.CarryAllWeb)
+	other := dialFrom(t, s, "tcp", one4)
+	p = compile(t, policy.Document{Default: policy.Allow, DenyOut: []string{eight4}, Rules: strict()})
+	if got := apply(t, n, s, p); got.Cut != 1 {
+		t.Errorf("%d flows were cut, want the one that no rule sees", got.Cut)
+	}
 	if err := echoOnce(old); !errors.Is(err, unix.ECONNRESET) {
 		t.Errorf("a connection that no rule sees: %v, want a reset", err)
+	}
+	if err := echoOnce(other); err != nil {
+		t.Errorf("a connection that is no rule's died: %v", err)
 	}
 	for _, host := range []string{one4, one6, eight4} {
 		wantVisit(t, s, "tcp", host, 443, byProxy(s, host, 443))
@@ -291,13 +277,14 @@ func TestCarryAllWeb(t *testing.T) {
 	expect(t, s, policy.Deny, eight4)
 }
 
+// There is no way around the upstream proxy for any connection.
 func TestCarryTCP(t *testing.T) {
 	n := open(t)
 	openDoors(t, n)
 	p := compile(t, policy.Document{Default: policy.Allow, DenyOut: []string{eight4}})
 	s := create(t, n, p)
 	old := dialFrom(t, s, "tcp", one4)
-	enforceCarry(t, n, s, p, policy.CarryTCP)
+	apply(t, n, s, compile(t, policy.Document{Default: policy.Allow, DenyOut: []string{eight4}, EgressProxy: upstream()}))
 	if err := echoOnce(old); !errors.Is(err, unix.ECONNRESET) {
 		t.Errorf("a connection past the proxy: %v, want a reset", err)
 	}
