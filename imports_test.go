@@ -37,6 +37,7 @@ lab binary:          cmd/moat-lab -> internal/lab
 sandbox contract:    internal/sandbox -> internal/policy
 store contract:      internal/store -> internal/policy internal/sandbox
 stores are leaves:   internal/store/... -> internal/store internal/policy internal/sandbox
+secrets of teams:    internal/vault -> internal/store internal/policy internal/secret
 kernel:              internal/egress/kernel -> internal/policy
 egress contract:     internal/egress -> internal/policy
 names and dialling:  internal/egress/dns internal/egress/dial -> internal/egress internal/policy

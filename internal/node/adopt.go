@@ -83,7 +83,7 @@ func (n *Node) locate(ctx context.Context, record store.Sandbox) (tenant, error)
 func (n *Node) enforce(ctx context.Context, found []tenant) error {
 	tenants := make([]kernel.Tenant, len(found))
 	for i, t := range found {
-		compiled, err := n.Compile(t.record.Policy(time.Now()))
+		compiled, err := n.policyOf(t.record)
 		if err != nil {
 			n.Logger.Error("stored network policy is not usable, sandbox is closed", "sandbox", t.record.ID, "error", err)
 			compiled = nil

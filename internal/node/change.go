@@ -71,11 +71,15 @@ func (n *Node) amend(ctx context.Context, id string, edit func(*store.Sandbox) e
 // data plane has confirmed the new policy, flows it denies are cut and the
 // record says the same. On error the old policy holds and is what is stored.
 func (n *Node) SetNetwork(ctx context.Context, id string, change sandbox.NetworkChange) (sandbox.Receipt, error) {
+	open, sealed, err := n.seal(id, change.Document)
+	if err != nil {
+		return sandbox.Receipt{}, err
+	}
 	receipt, _, err := n.renew(ctx, id, func(s *store.Sandbox) error {
 		if change.IfGeneration != 0 && change.IfGeneration != s.Generation {
 			return sandbox.ErrGeneration
 		}
-		s.Network, s.InternetAccess = change.Document, change.Internet
+		s.Network, s.NetworkSecrets, s.InternetAccess = open, sealed, change.Internet
 		if !change.KeepGrants {
 			s.Grants = nil
 		}
@@ -102,7 +106,7 @@ func (n *Node) renew(ctx context.Context, id string, edit func(*store.Sandbox) e
 	if err := edit(&next); err != nil {
 		return sandbox.Receipt{}, store.Sandbox{}, err
 	}
-	compiled, err := n.Compile(next.Policy(time.Now()))
+	compiled, err := n.policyOf(next)
 	if err != nil {
 		return sandbox.Receipt{}, store.Sandbox{}, err
 	}
@@ -134,7 +138,7 @@ func (n *Node) renew(ctx context.Context, id string, edit func(*store.Sandbox) e
 // closed, and nobody speaks for it.
 func (n *Node) restore(ctx context.Context, l *live) error {
 	record := l.snapshot()
-	previous, err := n.Compile(record.Policy(time.Now()))
+	previous, err := n.policyOf(record)
 	if err == nil {
 		_, err = n.Network.Apply(ctx, l.slot, previous)
 	}

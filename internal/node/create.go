@@ -74,6 +74,9 @@ func (n *Node) complete(ctx context.Context, spec sandbox.Spec, template store.T
 		}
 	}()
 
+	if record.Network, record.NetworkSecrets, err = n.seal(record.ID, spec.Network); err != nil {
+		return store.Sandbox{}, err
+	}
 	// The record comes last: a server that dies before leaves a box and a slot
 	// that nobody claims, and the next one removes them.
 	if err := n.bring(ctx, record, spec.Env, template, compiled, w); err != nil {
@@ -99,7 +102,6 @@ func (n *Node) newRecord(spec sandbox.Spec, template store.Template, w warm) sto
 		Secure:         spec.Secure,
 		Limits:         template.Limits,
 		Metadata:       spec.Metadata,
-		Network:        spec.Network,
 		InternetAccess: spec.InternetAccess,
 		Generation:     1,
 		Ingress:        spec.Ingress,

@@ -91,8 +91,10 @@ func (r *rig) openWithPool(size int) *Node {
 	n, err := Open(r.t.Context(), Config{
 		Store: r.store, Network: r, Tenants: r.tenants, Flows: &r.flows, Audit: r.audit(), Runtime: rigRuntime{r}, Templates: r,
 		Master: r.master(), Logger: slog.New(slog.DiscardHandler),
-		Compile: func(d policy.Document) (*policy.Policy, error) { return policy.Parse(d, policy.Options{}) },
-		Warm:    sandbox.Limits{MemoryMB: 256}, Pool: size, Ahead: "base", MaxSandboxes: 3, TeamLimit: 2,
+		Compile: func(d policy.Document) (*policy.Policy, error) {
+			return policy.Parse(d, policy.Options{Names: true, Rules: true})
+		},
+		Warm: sandbox.Limits{MemoryMB: 256}, Pool: size, Ahead: "base", MaxSandboxes: 3, TeamLimit: 2,
 	})
 	if err != nil {
 		r.t.Fatal(err)

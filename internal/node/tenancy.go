@@ -19,7 +19,7 @@ type Tenants interface {
 // settle makes a sandbox the tenant of its slot's addresses, for all that
 // speaks for sandboxes outside the kernel.
 func (n *Node) settle(slot kernel.Slot, record store.Sandbox, p *policy.Policy) egress.Tenant {
-	t := egress.Tenant{Sandbox: record.ID, Team: record.Team, Policy: p, Generation: record.Generation}
+	t := egress.Tenant{Sandbox: record.ID, Team: record.Team, Policy: p, Generation: record.Generation, StrictDNS: p.StrictDNS()}
 	n.Tenants.Put(slot.IP4, slot.IP6, t)
 	return t
 }

@@ -70,6 +70,13 @@ func (d Document) WithSecrets(values []secret.String) (Document, error) {
 	return d, nil
 }
 
+// WithoutSecrets returns the document as it may be kept in the open.
+func (d Document) WithoutSecrets() Document {
+	d = d.clone()
+	d.eachSecret(func(s *secret.String) { *s = secret.String{} })
+	return d
+}
+
 func (d *Document) eachSecret(visit func(*secret.String)) {
 	for i := range d.Rules.Hosts {
 		for j := range d.Rules.Hosts[i].Headers {

@@ -1,5 +1,5 @@
 // Package store is the contract for everything that must survive a restart:
-// sandboxes, API keys, templates. Implementations are leaves (store/bolt);
+// sandboxes, API keys, templates, secrets. Implementations are leaves (store/bolt);
 // store/storetest holds them all to the same behaviour.
 package store
 
@@ -51,11 +51,18 @@ type Store interface {
 	DeleteTemplate(ctx context.Context, id string) error
 	Templates(ctx context.Context) ([]Template, error)
 
+	// PutSecret creates or replaces a team's secret.
+	PutSecret(ctx context.Context, s Secret) error
+	Secret(ctx context.Context, team, name string) (Secret, error)
+	DeleteSecret(ctx context.Context, team, name string) error
+	// Secrets lists the secrets of one team, or of all teams for "".
+	Secrets(ctx context.Context, team string) ([]Secret, error)
+
 	Close() error
 }
 
 // Sandbox is the record of one sandbox: all that a restarted server needs to
-// adopt it. It holds no secret.
+// adopt it. It holds no secret that is not sealed.
 type Sandbox struct {
 	ID         string         `json:"id"`
 	Team       string         `json:"team"`
@@ -71,6 +78,8 @@ type Sandbox struct {
 
 	Network        policy.Document `json:"network"`
 	InternetAccess *bool           `json:"internetAccess,omitempty"`
+	// NetworkSecrets are what Network leaves out, sealed; empty for nothing.
+	NetworkSecrets []byte `json:"networkSecrets,omitempty"`
 	// Grants allow more than the document, for a while. Those whose time is over
 	// may still be here; Policy leaves them out.
 	Grants []sandbox.Grant `json:"grants,omitempty"`
@@ -104,6 +113,16 @@ type Key struct {
 	Hash      string    `json:"hash"`   // hex SHA-256 of the key
 	Prefix    string    `json:"prefix"` // its first characters, to recognise it by
 	CreatedAt time.Time `json:"createdAt"`
+}
+
+// Secret is a value that a team's sandboxes may use without seeing it.
+type Secret struct {
+	Team string `json:"team"`
+	Name string `json:"name"`
+	// Sealed is the value, which only the vault can open.
+	Sealed    []byte    `json:"sealed"`
+	CreatedAt time.Time `json:"createdAt"`
+	UpdatedAt time.Time `json:"updatedAt"`
 }
 
 // Template is what sandboxes are started from.

@@ -31,7 +31,12 @@ var (
 	keyHashBucket  = []byte("keys by hash") // hash -> id
 	templateBucket = []byte("templates")
 	nameBucket     = []byte("templates by name") // name -> id
+	secretBucket   = []byte("secrets")           // team, NUL, name -> record
 )
+
+var buckets = [][]byte{
+	metaBucket, sandboxBucket, teamBucket, keyBucket, keyHashBucket, templateBucket, nameBucket, secretBucket,
+}
 
 // schemaKey is where metaBucket holds the schema number, in decimal.
 var schemaKey = []byte("schema")
@@ -72,26 +77,29 @@ func Open(path string) (*Store, error) {
 	return s, nil
 }
 
-// prepare checks the schema and makes the buckets of a new file.
+// prepare checks the schema and makes the buckets of a new file, and those
+// that an older program did not know.
 func (s *Store) prepare() error {
-	fresh := false
+	complete := true
 	err := s.db.View(func(tx *bbolt.Tx) error {
-		meta := tx.Bucket(metaBucket)
-		if meta == nil {
-			first, _ := tx.Cursor().First()
-			if fresh = first == nil; !fresh {
-				return errors.New("not a store of this program")
-			}
-			return nil
+		for _, name := range buckets {
+			complete = complete && tx.Bucket(name) != nil
 		}
-		return checkSchema(string(meta.Get(schemaKey)))
+		meta := tx.Bucket(metaBucket)
+		if meta != nil {
+			return checkSchema(string(meta.Get(schemaKey)))
+		}
+		if first, _ := tx.Cursor().First(); first != nil {
+			return errors.New("not a store of this program")
+		}
+		return nil
 	})
-	if err != nil || !fresh {
+	if err != nil || complete {
 		return err
 	}
 	return s.add(context.Background(), func(tx *bbolt.Tx) error {
-		for _, name := range [][]byte{metaBucket, sandboxBucket, teamBucket, keyBucket, keyHashBucket, templateBucket, nameBucket} {
-			if _, err := tx.CreateBucket(name); err != nil {
+		for _, name := range buckets {
+			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 				return err
 			}
 		}

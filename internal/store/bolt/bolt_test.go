@@ -171,6 +171,27 @@ func TestSchema(t *testing.T) {
 	}
 }
 
+// A file of an older program lacks buckets that came later.
+func TestOlderFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "db")
+	s := open(t, path)
+	if err := s.CreateKey(t.Context(), store.Key{ID: "k", Hash: "h"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	raw(t, path, func(tx *bbolt.Tx) error { return tx.DeleteBucket(secretBucket) })
+	s = open(t, path)
+	defer s.Close()
+	if err := s.PutSecret(t.Context(), store.Secret{Team: "a", Name: "n", Sealed: []byte("x")}); err != nil {
+		t.Error(err)
+	}
+	if _, err := s.KeyByHash(t.Context(), "h"); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestCorruptRecordsAreNamed(t *testing.T) {
 	for name, corrupt := range map[string]string{
 		"truncated":     `{"id":"i2","te`,

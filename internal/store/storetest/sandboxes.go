@@ -30,8 +30,15 @@ func fullSandbox(id, team string) store.Sandbox {
 		Network: policy.Document{
 			AllowOut: []string{"1.1.1.1", "2001:db8::/32"},
 			DenyOut:  []string{"0.0.0.0/0"},
-			Default:  policy.Allow,
+			Rules: policy.Rules{Ordered: []policy.OrderedRule{{
+				Name: "r", Match: policy.Match{Host: "a.example.com", Methods: []string{"GET"}}, Allow: true,
+				Inject: []policy.Header{{Name: "Authorization"}},
+			}}},
+			EgressProxy: &policy.EgressProxy{Address: "proxy.example.com:1080", Username: "u"},
+			StrictDNS:   true,
+			Default:     policy.Allow,
 		},
+		NetworkSecrets: []byte{0, 1, 0xff},
 		InternetAccess: &off,
 		Grants: []sandbox.Grant{{
 			ID: "g1", AllowOut: []string{"8.8.8.8", "*.example.com"},

@@ -34,6 +34,9 @@ func Run(t *testing.T, fresh func(t *testing.T) Open) {
 		{"template replaced", templateReplaced},
 		{"template name moves", templateNameMoves},
 		{"template delete", templateDelete},
+		{"secret keeps every field", secretRoundTrip},
+		{"secrets by team", secretTeams},
+		{"secret delete", secretDelete},
 		{"records survive a restart", survival},
 		{"cancelled context", cancelled},
 	} {

@@ -1,0 +1,66 @@
+package node
+
+import (
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/moat-sandbox/moat/internal/policy"
+	"github.com/moat-sandbox/moat/internal/secret"
+	"github.com/moat-sandbox/moat/internal/store"
+)
+
+// sealPurpose separates the key for what network documents keep secret.
+const sealPurpose = "network"
+
+// seal parts a network document into what may be recorded in the open and the
+// secrets of it, sealed for this sandbox.
+func (n *Node) seal(id string, doc policy.Document) (open policy.Document, sealed []byte, err error) {
+	secrets := doc.Secrets()
+	if len(secrets) == 0 {
+		return doc, nil, nil
+	}
+	values := make([]*string, len(secrets))
+	for i, s := range secrets {
+		if s.Known() {
+			value := s.Reveal()
+			values[i] = &value
+		}
+	}
+	raw, err := json.Marshal(values)
+	if err != nil {
+		return policy.Document{}, nil, fmt.Errorf("seal network document: %w", err)
+	}
+	if sealed, err = n.Master.Seal(sealPurpose, id, raw); err != nil {
+		return policy.Document{}, nil, fmt.Errorf("seal network document: %w", err)
+	}
+	return doc.WithoutSecrets(), sealed, nil
+}
+
+// policyOf compiles what a record says the sandbox may reach now, with the
+// secrets that are sealed in it. It is the only way to a policy that is put in
+// force.
+func (n *Node) policyOf(record store.Sandbox) (*policy.Policy, error) {
+	doc := record.Policy(time.Now())
+	if len(record.NetworkSecrets) == 0 {
+		return n.Compile(doc)
+	}
+	raw, err := n.Master.Open(sealPurpose, record.ID, record.NetworkSecrets)
+	if err != nil {
+		return nil, fmt.Errorf("network document: %w", err)
+	}
+	var values []*string
+	if err := json.Unmarshal(raw, &values); err != nil {
+		return nil, fmt.Errorf("network document: its secrets are damaged")
+	}
+	secrets := make([]secret.String, len(values))
+	for i, v := range values {
+		if v != nil {
+			secrets[i] = secret.New(*v)
+		}
+	}
+	if doc, err = doc.WithSecrets(secrets); err != nil {
+		return nil, err
+	}
+	return n.Compile(doc)
+}
