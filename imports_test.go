@@ -48,7 +48,7 @@ drivers are leaves:  internal/sandbox/gvisor internal/sandbox/namespaces -> inte
 templates:           internal/template/... -> internal/template/... internal/sandbox internal/store
 guest daemon:        internal/guest/... -> internal/guest/... api/...
 public URLs:         internal/ingress -> internal/ingress/link internal/ingress/wire internal/sandbox internal/secret api
-its parts:           internal/ingress/link internal/ingress/cert internal/ingress/wire -> internal/secret
+its parts:           internal/ingress/link internal/ingress/cert internal/ingress/acme internal/ingress/wire -> internal/secret
 
 http api:            internal/control -> api internal/store internal/sandbox internal/policy internal/secret internal/audit
 node:                internal/node -> api internal/store internal/sandbox internal/policy internal/secret internal/egress internal/egress/kernel internal/template
@@ -68,6 +68,7 @@ one driver knows gVisor:            gvisor.dev/gvisor -> internal/sandbox/gvisor
 one store knows bolt:               go.etcd.io/bbolt -> internal/store/bolt
 one place knows registries:         github.com/google/go-containerregistry -> internal/template/...
 one place speaks DNS:               github.com/miekg/dns -> internal/egress/dns internal/lab test/...
+one place speaks ACME:              golang.org/x/crypto/acme -> internal/ingress/acme
 the command line is at the edge:    github.com/spf13/cobra -> cmd/moat
 `
 

@@ -78,6 +78,7 @@ func (c *cli) root() *cobra.Command {
 		c.tokenCommand(),
 		c.templateCommand(),
 		c.keyCommand(),
+		c.caCommand(),
 		c.versionCommand(),
 	)
 	c.noteParsed(asGroup(root))

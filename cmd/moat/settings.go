@@ -1,7 +1,6 @@
 package main
 
 import (
-	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -54,9 +53,13 @@ func newSettings(flags *pflag.FlagSet) *settings {
 	text(&s.DataDir, "data-dir", defaultDataDir, "`directory` for all state and the operator's socket", parseText)
 	text(&s.Domain, "domain", "", "`name` below which sandboxes are reached as PORT-ID.NAME (default: moat.localhost and the port)", parseDomain)
 	text(&s.HTTP, "http", defaultHTTP, "`address` for plain HTTP; empty for none", parseListen)
-	text(&s.HTTPS, "https", "", "`address` for HTTPS; needs --tls-cert and --tls-key", parseListen)
-	text(&s.TLSCert, "tls-cert", "", "PEM `file` with the certificate chain for HTTPS", parseText)
+	text(&s.HTTPS, "https", "", "`address` for HTTPS; needs --tls-cert and --tls-key, --tls-ca or --acme", parseListen)
+	text(&s.TLSCert, "tls-cert", "", "PEM `file` with the certificate chain for HTTPS; read again when it changes", parseText)
 	text(&s.TLSKey, "tls-key", "", "PEM `file` with the key of --tls-cert", parseText)
+	flags.BoolVar(&s.TLSOwnCA, "tls-ca", false, "take certificates from an authority of the server's own, for trying out; see 'moat ca'")
+	text(&s.ACME.Directory, "acme", "", "take the certificate from the ACME authority with this directory `URL`", parseDirectory)
+	text(&s.ACME.Email, "acme-email", "", "`address` for the authority's messages", parseText)
+	text(&s.ACME.Hook, "acme-hook", "", "`program` that sets DNS records, for a certificate that covers all sandboxes", parseText)
 	text(&s.ExtraCA, "extra-ca", "", "PEM `file` of authorities to trust upstream and in every sandbox", parseText)
 	add(&list[netip.AddrPort]{to: &s.UpstreamDNS, parse: parseResolver}, "upstream-dns",
 		"`resolvers` to ask, with commas between (default: the machine's own)")
@@ -229,24 +232,6 @@ func isLoopback(address string) bool {
 	}
 	addr, err := netip.ParseAddr(host)
 	return host == "localhost" || err == nil && addr.Unmap().IsLoopback()
-}
-
-func (s *settings) checkTLS() error {
-	for _, f := range []struct{ name, value string }{{"--tls-cert", s.TLSCert}, {"--tls-key", s.TLSKey}} {
-		switch {
-		case f.value == "" && s.HTTPS != "":
-			return fmt.Errorf("--https %s: needs %s", s.HTTPS, f.name)
-		case f.value != "" && s.HTTPS == "":
-			return fmt.Errorf("%s %s: needs --https", f.name, f.value)
-		}
-	}
-	if s.HTTPS == "" {
-		return nil
-	}
-	if _, err := tls.LoadX509KeyPair(s.TLSCert, s.TLSKey); err != nil {
-		return fmt.Errorf("--tls-cert %s with --tls-key %s: %w", s.TLSCert, s.TLSKey, err)
-	}
-	return nil
 }
 
 // logger writes to w as the settings say.

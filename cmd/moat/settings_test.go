@@ -138,7 +138,8 @@ func TestLaterLayersGiveWay(t *testing.T) {
 // Every setting is in the table above, or needs files and is tested below.
 func TestEverySettingIsTested(t *testing.T) {
 	tested := map[string]bool{
-		"config": true, "https": true, "tls-cert": true, "tls-key": true, "extra-ca": true, "log-format": true, "allow-anonymous-anywhere": true,
+		"config": true, "https": true, "tls-cert": true, "tls-key": true, "tls-ca": true, "extra-ca": true,
+		"acme": true, "acme-email": true, "acme-hook": true, "log-format": true, "allow-anonymous-anywhere": true,
 	}
 	for _, l := range layers {
 		tested[l.flag] = true
@@ -259,9 +260,21 @@ func TestBadSettingsAreNamed(t *testing.T) {
 		{args: []string{"--log-format", "xml"}, want: `"xml" is not one of text, json`},
 		{args: []string{"--data-dir", ""}, want: `--data-dir: must not be empty`},
 		{args: []string{"--https", ":8443"}, want: `--https :8443: needs --tls-cert`},
-		{args: []string{"--https", ":8443", "--tls-cert", "c.pem"}, want: `--https :8443: needs --tls-key`},
-		{args: []string{"--tls-cert", "c.pem"}, want: `--tls-cert c.pem: needs --https`},
-		{args: []string{"--tls-key", "k.pem"}, want: `--tls-key k.pem: needs --https`},
+		{args: []string{"--https", ":8443", "--tls-cert", "c.pem"}, want: `--tls-cert c.pem: needs --tls-key`},
+		{args: []string{"--https", ":8443", "--tls-key", "k.pem"}, want: `--tls-key k.pem: needs --tls-cert`},
+		{args: []string{"--tls-cert", "c.pem"}, want: `--tls-cert: needs --https`},
+		{args: []string{"--tls-key", "k.pem"}, want: `--tls-key: needs --https`},
+		{args: []string{"--tls-ca"}, want: `--tls-ca: needs --https`},
+		{args: []string{"--https", ":8443", "--tls-ca", "--tls-key", "k.pem"}, want: `exclude each other`},
+		{args: []string{"--https", ":8443", "--tls-ca", "--acme", "https://ca.test/dir"}, want: `exclude each other`},
+		{args: []string{"--acme", "https://ca.test/dir"}, want: `--acme: needs --https`},
+		{args: []string{"--https", ":8443", "--acme", "http://ca.test/dir"}, want: `"http://ca.test/dir" is not an https URL`},
+		{args: []string{"--https", ":8443", "--acme", "https://ca.test/dir"}, want: `no authority vouches for moat.localhost`},
+		{args: []string{"--https", ":8443", "--http", "", "--domain", "moat.test", "--acme", "https://ca.test/dir"}, want: `needs --http, reached as port 80`},
+		{args: []string{"--https", ":8443", "--domain", "moat.test", "--acme", "https://ca.test/dir", "--acme-hook", "no-such"}, want: `--acme-hook: stat `},
+		{args: []string{"--https", ":8443", "--domain", "moat.test", "--acme", "https://ca.test/dir", "--acme-hook", "settings_test.go"}, want: `is not a program`},
+		{args: []string{"--acme-email", "a@b.test"}, want: `--acme-email: needs --acme`},
+		{args: []string{"--acme-hook", "/bin/true"}, want: `--acme-hook: needs --acme`},
 		{args: []string{"--https", ":8443", "--tls-cert", "no.pem", "--tls-key", "no.pem"}, want: `--tls-cert no.pem with --tls-key no.pem: open no.pem: no such file`},
 		{args: []string{"--extra-ca", "no.pem"}, want: `--extra-ca: open no.pem: no such file`},
 		{args: []string{"--extra-ca", "settings_test.go"}, want: `--extra-ca: settings_test.go holds no PEM certificate`},

@@ -28,8 +28,13 @@ type Config struct {
 	Domain string
 	// HTTP and HTTPS are the addresses to listen on; empty means no listener.
 	HTTP, HTTPS string
-	// TLSCert and TLSKey are PEM files for HTTPS.
+	// TLSCert and TLSKey are PEM files for HTTPS. They are read again when they
+	// have changed.
 	TLSCert, TLSKey string
+	// TLSOwnCA takes the certificates from an authority of the server's own
+	// instead, and ACME from a public one, where it names any.
+	TLSOwnCA bool
+	ACME     ACME
 	// ExtraCA is a PEM file of authorities that upstream connections and every
 	// sandbox trust in addition; empty means none.
 	ExtraCA string
@@ -57,6 +62,17 @@ type Config struct {
 	Logger *slog.Logger
 	// Ready is called once, when every listener answers.
 	Ready func(Endpoints)
+}
+
+// ACME is where certificates are to come from by themselves.
+type ACME struct {
+	// Directory is the URL of the authority's directory.
+	Directory string
+	// Email is for the authority's messages; may be empty.
+	Email string
+	// Hook is a program that sets DNS records, which a certificate for all
+	// sandboxes needs; without it the certificate is for the API.
+	Hook string
 }
 
 // Endpoints is what a client must know to use a running server.

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/moat-sandbox/moat/internal/ingress"
@@ -21,6 +22,7 @@ const drainTimeout = 5 * time.Second
 // done, so that a port in use is found out at once.
 type listeners struct {
 	http, https, operator net.Listener
+	certificates          certificates // of https
 }
 
 func listen(c Config) (_ *listeners, err error) {
@@ -36,18 +38,17 @@ func listen(c Config) (_ *listeners, err error) {
 		}
 	}
 	if c.HTTPS != "" {
-		cert, err := tls.LoadX509KeyPair(c.TLSCert, c.TLSKey)
-		if err != nil {
-			return nil, fmt.Errorf("load TLS certificate: %w", err)
+		if l.certificates, err = openCertificates(c); err != nil {
+			return nil, err
 		}
 		plain, err := net.Listen("tcp", c.HTTPS)
 		if err != nil {
 			return nil, fmt.Errorf("listen for https: %w", err)
 		}
 		l.https = tls.NewListener(plain, &tls.Config{
-			Certificates: []tls.Certificate{cert},
-			NextProtos:   []string{"h2", "http/1.1"},
-			MinVersion:   tls.VersionTLS12,
+			GetCertificate: l.certificates.get,
+			NextProtos:     []string{"h2", "http/1.1"},
+			MinVersion:     tls.VersionTLS12,
 		})
 	}
 	if l.operator, err = listenOperator(filepath.Join(c.DataDir, SocketName)); err != nil {
@@ -97,6 +98,14 @@ func (l *listeners) serve(ctx context.Context, public, operator *ingress.Ingress
 	add(l.http, public)
 	add(l.https, public)
 	add(l.operator, operator)
+
+	renewals, stop := context.WithCancel(ctx)
+	var background sync.WaitGroup
+	defer background.Wait()
+	defer stop()
+	if issuer := l.certificates.issuer; issuer != nil {
+		background.Go(func() { _ = issuer.Run(renewals) }) // it ends when it is told to
+	}
 
 	ended := make(chan error, len(doors))
 	for _, d := range doors {

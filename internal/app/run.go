@@ -63,7 +63,7 @@ func Run(ctx context.Context, c Config) (err error) {
 		return err
 	}
 	public, err := ingress.New(ingress.Config{
-		Domain: hostOnly(c.Domain), Sandboxes: gate, API: api.Handler(), IsKey: api.IsKey, Logger: c.Logger,
+		Domain: hostOnly(c.Domain), Sandboxes: gate, API: doors.certificates.prove(api.Handler()), IsKey: api.IsKey, Logger: c.Logger,
 	})
 	if err != nil {
 		return err
