@@ -149,6 +149,15 @@ const answerLimit = 64 << 20
 // call sends one request with in as its JSON body, where in is not nil, and
 // decodes the answer into out, where out is not nil.
 func (c *Client) call(ctx context.Context, method, path string, query url.Values, in, out any) (http.Header, error) {
+	req, err := c.request(ctx, method, path, query, in)
+	if err != nil {
+		return nil, err
+	}
+	return c.do(req, out)
+}
+
+// request prepares what call sends.
+func (c *Client) request(ctx context.Context, method, path string, query url.Values, in any) (*http.Request, error) {
 	var body io.Reader
 	if in != nil {
 		raw, err := json.Marshal(in)
@@ -171,6 +180,11 @@ func (c *Client) call(ctx context.Context, method, path string, query url.Values
 	if *c.key != "" {
 		req.Header.Set(api.HeaderAPIKey, *c.key)
 	}
+	return req, nil
+}
+
+// do sends a request and decodes the answer.
+func (c *Client) do(req *http.Request, out any) (http.Header, error) {
 	answer, err := c.http.Do(req)
 	if err != nil {
 		return nil, err

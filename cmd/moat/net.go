@@ -12,7 +12,8 @@ import (
 )
 
 func (c *cli) netCommand() *cobra.Command {
-	return c.addServerFlags(group("net", "Ask about the network of sandboxes", c.netExplainCommand()))
+	return c.addServerFlags(group("net", "See and change what sandboxes reach",
+		c.netLogCommand(), c.netExplainCommand()))
 }
 
 func (c *cli) netExplainCommand() *cobra.Command {

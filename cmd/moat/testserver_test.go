@@ -19,6 +19,7 @@ import (
 
 	"github.com/moat-sandbox/moat/api"
 	"github.com/moat-sandbox/moat/internal/app"
+	"github.com/moat-sandbox/moat/internal/audit"
 	"github.com/moat-sandbox/moat/internal/control"
 	"github.com/moat-sandbox/moat/internal/guest"
 	"github.com/moat-sandbox/moat/internal/ingress"
@@ -37,6 +38,7 @@ type testServer struct {
 	dataDir string
 	url     string
 	key     string // of the default team
+	flows   *audit.Log
 }
 
 const testDomain = "moat.test"
@@ -60,8 +62,13 @@ func startServer(t started, dir string) *testServer {
 
 	e := &engine{Store: records, dir: s.dataDir, lives: make(map[string]*life)}
 	t.Cleanup(e.killAll)
+	flows, err := audit.New(audit.Config{})
+	must(t, err)
+	s.flows, e.flows = flows, flows
+	lifetime, end := context.WithCancel(context.Background())
+	t.Cleanup(end)
 	a, err := control.New(control.Config{
-		Store: records, Engine: e, Templates: &templates{}, Domain: testDomain, Scheme: "http", MaxTimeout: time.Hour, Logger: log,
+		Store: records, Flows: flows, Lifetime: lifetime, Engine: e, Templates: &templates{}, Domain: testDomain, Scheme: "http", MaxTimeout: time.Hour, Logger: log,
 		Compile: func(d policy.Document) (*policy.Policy, error) { return policy.Parse(d, policy.Options{}) },
 	})
 	must(t, err)
@@ -93,7 +100,8 @@ func must(t started, err error) {
 // engine implements control.Engine and ingress.Lookup.
 type engine struct {
 	store.Store
-	dir string
+	dir   string
+	flows *audit.Log
 
 	mu    sync.Mutex
 	lives map[string]*life
@@ -201,6 +209,7 @@ func (e *engine) Kill(ctx context.Context, id string) error {
 		return sandbox.ErrNotFound
 	}
 	l.stop()
+	e.flows.Retire(id, api.DefaultTeam)
 	return errors.Join(<-l.ended, e.DeleteSandbox(ctx, id))
 }
 

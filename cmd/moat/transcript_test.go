@@ -2,13 +2,17 @@ package main
 
 import (
 	"errors"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/moat-sandbox/moat/internal/audit"
 )
 
 func TestMain(m *testing.M) {
@@ -26,9 +30,10 @@ func TestTranscripts(t *testing.T) {
 			env.Setenv("MOAT_DATA_DIR", server.dataDir)
 			env.Setenv("URL", server.url)
 			env.Setenv("KEY", server.key)
+			env.Values[serverValue{}] = server
 			return nil
 		},
-		Cmds:                map[string]func(*testscript.TestScript, bool, []string){"code": code, "keep": keep},
+		Cmds:                map[string]func(*testscript.TestScript, bool, []string){"code": code, "keep": keep, "flow": flow},
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
 	})
@@ -58,6 +63,28 @@ func code(ts *testscript.TestScript, neg bool, args []string) {
 	if got != want {
 		ts.Fatalf("exit code %d, want %d", got, want)
 	}
+}
+
+// serverValue is under what a script knows its server.
+type serverValue struct{}
+
+// flow ID VERDICT ADDRESS:PORT [NAME] records what a sandbox did.
+func flow(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 3 || len(args) > 4 {
+		ts.Fatalf("usage: flow id verdict address:port [name]")
+	}
+	r := audit.Record{
+		Sandbox: args[0], Time: time.Date(2026, 11, 21, 10, 0, 0, 0, time.UTC), Protocol: audit.TCP,
+		Duration: 1500 * time.Millisecond, BytesUp: 517, BytesDown: 123_456, Reason: "because of " + args[2],
+	}
+	ts.Check(r.Verdict.UnmarshalText([]byte(args[1])))
+	dst, err := netip.ParseAddrPort(args[2])
+	ts.Check(err)
+	r.Dst = dst
+	if len(args) == 4 {
+		r.Name, r.Protocol = args[3], audit.TLS
+	}
+	ts.Value(serverValue{}).(*testServer).flows.Append(r)
 }
 
 // keep NAME puts the last command's output, without its newline, into $NAME.

@@ -52,6 +52,8 @@ func Run(ctx context.Context, c Config) (err error) {
 		Store:      records,
 		Engine:     gate,
 		Templates:  m.templates,
+		Flows:      log,
+		Lifetime:   ctx,
 		Compile:    m.compile,
 		Domain:     c.Domain,
 		Scheme:     scheme(c),

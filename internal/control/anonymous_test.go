@@ -67,7 +67,7 @@ func TestAnonymous(t *testing.T) {
 func TestAnonymousNeedsATeam(t *testing.T) {
 	for _, team := range []string{"a b", "-a", "a/b", strings.Repeat("a", 64), "é"} {
 		_, err := New(Config{
-			Store: openNothing{}, Engine: &engine{}, Templates: &templates{}, Anonymous: team,
+			Store: openNothing{}, Engine: &engine{}, Templates: &templates{}, Flows: newRig(t).flows, Lifetime: t.Context(), Anonymous: team,
 			Compile: newRig(t).api.Compile, MaxTimeout: 1 << 40, Scheme: "http", Logger: newRig(t).api.Logger,
 		})
 		if err == nil || !strings.Contains(err.Error(), "cannot be a team's name") {

@@ -72,6 +72,9 @@ type Config struct {
 	Store     store.Store
 	Engine    Engine
 	Templates Templates
+	Flows     Flows
+	// Lifetime ends when the server stops, and the streams with it.
+	Lifetime context.Context
 	// Compile makes a policy of a document as the engine will, or returns a
 	// *policy.EntryError for an entry that is wrong.
 	Compile func(policy.Document) (*policy.Policy, error)
@@ -94,6 +97,7 @@ type API struct {
 	Config
 	// bodyTimeout bounds how long a request's body may take to arrive.
 	bodyTimeout      time.Duration
+	streams          streams
 	public, operator http.Handler
 }
 
@@ -104,7 +108,7 @@ var e2bDomains = []string{"e2b.app", "e2b.dev", "e2b.pro", "e2b-staging.dev"}
 // New checks the configuration.
 func New(c Config) (*API, error) {
 	switch {
-	case c.Store == nil, c.Engine == nil, c.Templates == nil, c.Compile == nil, c.Logger == nil:
+	case c.Store == nil, c.Engine == nil, c.Templates == nil, c.Flows == nil, c.Lifetime == nil, c.Compile == nil, c.Logger == nil:
 		return nil, errors.New("control: incomplete configuration")
 	case c.Scheme != "https" && c.Scheme != "http":
 		return nil, fmt.Errorf("control: scheme %q of public hosts is neither https nor http", c.Scheme)

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"context"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"github.com/go-json-experiment/json"
 
 	"github.com/moat-sandbox/moat/api"
+	"github.com/moat-sandbox/moat/internal/audit"
 	"github.com/moat-sandbox/moat/internal/policy"
 	"github.com/moat-sandbox/moat/internal/sandbox"
 )
@@ -33,8 +35,12 @@ func FuzzCreate(f *testing.F) {
 	f.Add(`{"templateID":"base","timeout":300,"secure":true,"allow_internet_access":false,"metadata":{"a":"b"},"envVars":{"C":"d"},"network":{"allowOut":["1.1.1.1"],"denyOut":["0.0.0.0/0"],"allowPublicTraffic":true}}`)
 	compile := func(d policy.Document) (*policy.Policy, error) { return policy.Parse(d, policy.Options{}) }
 	gate := &engine{fails: errAccepted}
+	flows, err := audit.New(audit.Config{})
+	if err != nil {
+		f.Fatal(err)
+	}
 	a, err := New(Config{
-		Store: openNothing{}, Engine: gate, Templates: &templates{}, Compile: compile,
+		Store: openNothing{}, Engine: gate, Templates: &templates{}, Flows: flows, Lifetime: context.Background(), Compile: compile,
 		MaxTimeout: 24 * time.Hour, Scheme: "http", Logger: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {

@@ -33,16 +33,31 @@ func (c *call) query() (query, error) {
 func (q query) get(name string) string { return url.Values(q).Get(name) }
 
 // limit is the page size.
-func (q query) limit() (int, error) {
-	text := q.get("limit")
+func (q query) limit() (int, error) { return q.number("limit", maxPage, maxPage) }
+
+// number is a number from 1 on.
+func (q query) number(name string, preset, most int) (int, error) {
+	text := q.get(name)
 	if text == "" {
-		return maxPage, nil
+		return preset, nil
 	}
 	n, err := strconv.Atoi(text)
-	if err != nil || n < 1 || n > maxPage {
-		return 0, badRequest("limit must be a number from 1 to %d, got %q", maxPage, clip(text))
+	if err != nil || n < 1 || n > most {
+		return 0, badRequest("%s must be a number from 1 to %d, got %q", name, most, clip(text))
 	}
 	return n, nil
+}
+
+// flag is true or false; false where it is not given.
+func (q query) flag(name string) (bool, error) {
+	switch text := q.get(name); text {
+	case "true":
+		return true, nil
+	case "", "false":
+		return false, nil
+	default:
+		return false, badRequest("%s must be true or false, got %q", name, clip(text))
+	}
 }
 
 // states are the wanted states; all of them unless some are named.
@@ -76,15 +91,21 @@ func (q query) ascending() (bool, error) {
 
 // startedAfter is the earliest start that is wanted; zero for any.
 func (q query) startedAfter() (time.Time, error) {
-	text := q.get("startedAfter")
+	t, err := q.instant("startedAfter")
+	return t.Truncate(time.Microsecond), err
+}
+
+// instant is a time; zero where none is given.
+func (q query) instant(name string) (time.Time, error) {
+	text := q.get(name)
 	if text == "" {
 		return time.Time{}, nil
 	}
 	t, err := time.Parse(time.RFC3339, text)
 	if err != nil {
-		return time.Time{}, badRequest("startedAfter must be an RFC 3339 time, got %q", clip(text))
+		return time.Time{}, badRequest("%s must be an RFC 3339 time, got %q", name, clip(text))
 	}
-	return t.Truncate(time.Microsecond), nil
+	return t, nil
 }
 
 // seconds is a time in unix seconds; zero where none is given.

@@ -18,6 +18,7 @@ import (
 	"github.com/go-json-experiment/json"
 
 	"github.com/moat-sandbox/moat/api"
+	"github.com/moat-sandbox/moat/internal/audit"
 	"github.com/moat-sandbox/moat/internal/policy"
 	"github.com/moat-sandbox/moat/internal/sandbox"
 	"github.com/moat-sandbox/moat/internal/secret"
@@ -38,6 +39,8 @@ type rig struct {
 	store     *bolt.Store
 	engine    *engine
 	templates *templates
+	flows     *audit.Log
+	stop      context.CancelFunc // ends streams, as a server that stops does
 	public    *httptest.Server
 	operator  *httptest.Server
 	log       *bytes.Buffer // read it after the servers have closed or answered
@@ -61,8 +64,14 @@ func newRig(t *testing.T, adjust ...func(*Config)) *rig {
 	if err := records.PutTemplate(t.Context(), baseTemplate); err != nil {
 		t.Fatal(err)
 	}
+	if r.flows, err = audit.New(audit.Config{PerSandbox: 100}); err != nil {
+		t.Fatal(err)
+	}
+	var lifetime context.Context
+	lifetime, r.stop = context.WithCancel(t.Context())
+	t.Cleanup(r.stop)
 	config := Config{
-		Store: records, Engine: r.engine, Templates: r.templates,
+		Store: records, Engine: r.engine, Templates: r.templates, Flows: r.flows, Lifetime: lifetime,
 		Compile:    func(d policy.Document) (*policy.Policy, error) { return policy.Parse(d, policy.Options{}) },
 		MaxTimeout: 24 * time.Hour,
 		Scheme:     "https",

@@ -43,6 +43,7 @@ var publicRoutes = []route{
 	{"POST /sandboxes/{sandboxID}/refreshes", refresh, keyed},
 	{"PUT /sandboxes/{sandboxID}/network", updateNetwork, keyed},
 	{"POST /sandboxes/{sandboxID}/network/explain", explainNetwork, keyed},
+	{"GET /sandboxes/{sandboxID}/network/flows", listFlows, slow},
 	{"POST /sandboxes/{sandboxID}/traffic-token", rotateTrafficToken, keyed},
 	{"POST /sandboxes/{sandboxID}/links", createLink, keyed},
 	{"GET /sandboxes/{sandboxID}/metrics", metricsOfOne, keyed},
@@ -154,7 +155,7 @@ func allowAnyOrigin(h http.Header) {
 	// The star does not cover Authorization.
 	h.Set("Access-Control-Allow-Headers", "*, Authorization, Content-Type, X-API-Key, X-Team-ID")
 	h.Set("Access-Control-Expose-Headers", strings.Join([]string{
-		api.HeaderNextToken, api.HeaderTotalRunning, api.HeaderNetworkGeneration, api.HeaderFlowsCut,
+		api.HeaderNextToken, api.HeaderTotalRunning, api.HeaderNetworkGeneration, api.HeaderFlowsCut, "ETag",
 		"RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset", "Retry-After",
 	}, ", "))
 	h.Set("Access-Control-Max-Age", "86400")
