@@ -55,7 +55,7 @@ func (c *cli) sandboxCreateCommand() *cobra.Command {
 	flags := cmd.Flags()
 	flags.StringVar(&o.template, "template", "base", "what to start it from: an id or a `name`")
 	flags.DurationVar(&o.timeout, "timeout", 5*time.Minute, "how long it lives, rounded up to seconds")
-	flags.StringSliceVar(&o.allow, "allow", nil, "addresses or `CIDRs` it may reach; repeatable")
+	flags.StringSliceVar(&o.allow, "allow", nil, "addresses, `CIDRs` or domain names it may reach; repeatable")
 	flags.StringSliceVar(&o.deny, "deny", nil, "addresses or `CIDRs` it may not reach; repeatable")
 	flags.BoolVar(&o.noInternet, "no-internet", false, "deny everything that --allow does not name")
 	flags.BoolVar(&o.private, "private", false, "its public URLs ask for a token")

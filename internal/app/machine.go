@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/moat-sandbox/moat/internal/audit"
-	"github.com/moat-sandbox/moat/internal/egress"
 	"github.com/moat-sandbox/moat/internal/egress/kernel"
 	"github.com/moat-sandbox/moat/internal/guest/image"
 	"github.com/moat-sandbox/moat/internal/node"
@@ -30,12 +29,15 @@ type machine struct {
 	records   store.Store
 	runtime   sandbox.Runtime
 	network   *kernel.Network
+	carrier   *carrier
 	templates *template.Library
 	node      *node.Node
 	compile   func(policy.Document) (*policy.Policy, error)
 }
 
-func assemble(ctx context.Context, c Config, records store.Store, log *audit.Log) (_ *machine, err error) {
+// assemble brings the machine's parts up, and adopts what an earlier server has
+// left. failed is told if the carrier breaks later.
+func assemble(ctx context.Context, c Config, records store.Store, log *audit.Log, failed func(error)) (_ *machine, err error) {
 	m := &machine{records: records}
 	defer func() {
 		if err != nil {
@@ -61,6 +63,9 @@ func assemble(ctx context.Context, c Config, records store.Store, log *audit.Log
 	if m.network, never, err = openNetwork(c, instance); err != nil {
 		return nil, err
 	}
+	if m.carrier, err = openCarrier(c, never, m.network.Doors(), log, failed); err != nil {
+		return nil, err
+	}
 	m.templates, err = template.Open(template.Config{
 		Dir: filepath.Join(c.DataDir, "templates"), Store: records, Logger: c.Logger, Defaults: defaultLimits(),
 	})
@@ -78,18 +83,12 @@ func assemble(ctx context.Context, c Config, records store.Store, log *audit.Log
 		return policy.Parse(doc, policy.Options{Never: never})
 	}
 	m.node, err = node.Open(ctx, node.Config{
-		Store: records, Network: m.network, Tenants: new(egress.Registry), Flows: noFlows{}, Audit: log, Runtime: m.runtime, Templates: m.templates,
+		Store: records, Network: m.network, Tenants: &m.carrier.tenants, Flows: m.carrier.proxy, Audit: log, Runtime: m.runtime, Templates: m.templates,
 		Guest: guest, Master: master, Compile: m.compile, Logger: c.Logger,
 		Warm: defaultLimits(), Pool: c.Pool, Ahead: template.Base, MaxSandboxes: c.MaxSandboxes, TeamLimit: c.TeamLimit,
 	})
 	return m, err
 }
-
-// noFlows stands for a proxy before there is one.
-type noFlows struct{}
-
-func (noFlows) Reevaluate(string, egress.Tenant) int { return 0 }
-func (noFlows) Forget(string) int                    { return 0 }
 
 // defaultLimits bound a sandbox whose template says nothing else.
 func defaultLimits() sandbox.Limits {
@@ -160,6 +159,9 @@ func (m *machine) release(kill bool) error {
 			errs = append(errs, m.node.KillAll(ctx))
 		}
 		m.node.Close()
+	}
+	if m.carrier != nil {
+		errs = append(errs, m.carrier.close())
 	}
 	left, err := m.records.Sandboxes(ctx, "")
 	errs = append(errs, err)

@@ -27,9 +27,6 @@ func Run(ctx context.Context, c Config) (err error) {
 	}
 	down.add("close store", records.Close)
 
-	if len(c.UpstreamDNS) > 0 {
-		c.Logger.Warn("--upstream-dns has no effect yet: policies know addresses only")
-	}
 	doors, err := listen(c)
 	if err != nil {
 		return err
@@ -41,7 +38,10 @@ func Run(ctx context.Context, c Config) (err error) {
 		return err
 	}
 	down.add("close audit log", log.close)
-	m, err := assemble(ctx, c, records, log.Log)
+
+	running, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
+	m, err := assemble(ctx, c, records, log.Log, fail)
 	if err != nil {
 		return err
 	}
@@ -88,5 +88,9 @@ func Run(ctx context.Context, c Config) (err error) {
 	if c.Ready != nil {
 		c.Ready(endpoints(c, doors, firstKey))
 	}
-	return doors.serve(ctx, public, operator)
+	err = doors.serve(running, public, operator)
+	if broken := context.Cause(running); broken != nil && ctx.Err() == nil {
+		err = errors.Join(broken, err)
+	}
+	return err
 }

@@ -105,7 +105,8 @@ type Record struct {
 	// BytesUp were sent by who began the flow, BytesDown by the other side.
 	BytesUp, BytesDown uint64
 	Duration           time.Duration
-	// Method, Path and Status are known for HTTP. Path has no query string.
+	// Method, Path and Status are known for HTTP. Path has no query string. For
+	// DNS, Method is the type of the question.
 	Method, Path string
 	Status       int
 }

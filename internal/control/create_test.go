@@ -179,7 +179,14 @@ var badCreates = []struct{ body, text string }{
 	{`{"templateID":"base","network":{"allowOut":["10.0.0.0/33"]}}`, "invalid allowed address 10.0.0.0/33"},
 	{`{"templateID":"base","network":{"allowOut":["300.1.1.1"]}}`, "invalid allowed address 300.1.1.1"},
 	{`{"templateID":"base","network":{"allowOut":[""]}}`, "invalid allowed address"},
-	{`{"templateID":"base","network":{"allowOut":["*.github.com"],"denyOut":["0.0.0.0/0"]}}`, "*.github.com: domain filtering is not available yet"},
+
+	// Names.
+	{`{"templateID":"base","network":{"allowOut":["*.github.com"]}}`, denyAllMissing},
+	{`{"templateID":"base","network":{"allowOut":["1.1.1.1","*"],"denyOut":["0.0.0.0/1"]}}`, "invalid denied CIDR 0.0.0.0/1"},
+	{`{"templateID":"base","network":{"allowOut":["github.com"],"denyOut":["0.0.0.1/32"]}}`, denyAllMissing},
+	{`{"templateID":"base","network":{"allowOut":["https://github.com"],"denyOut":["0.0.0.0/0"]}}`, "invalid allowed address https://github.com: not an IP address, CIDR or domain name"},
+	{`{"templateID":"base","network":{"allowOut":["github.com:443"],"denyOut":["0.0.0.0/0"]}}`, "invalid allowed address github.com:443"},
+	{`{"templateID":"base","network":{"allowOut":["*github.com"],"denyOut":["0.0.0.0/0"]}}`, "invalid allowed address *github.com"},
 
 	// Spellings that disagree, and settings in the wrong place.
 	{`{"templateID":"base","allow_internet_access":true,"allowInternetAccess":false}`, "allow_internet_access is true but allowInternetAccess is false"},

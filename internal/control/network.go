@@ -50,11 +50,12 @@ func updateNetwork(c *call) error {
 	if err != nil {
 		return err
 	}
-	if _, err := c.Compile(document); err != nil {
-		return err
-	}
 	record, err := c.sandbox()
 	if err != nil {
+		return err
+	}
+	document.Rules = record.Network.Rules // they are for life, whatever else is replaced
+	if _, err := c.Compile(document); err != nil {
 		return err
 	}
 	if err := said.keeps(record.Ingress); err != nil {

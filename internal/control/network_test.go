@@ -43,6 +43,30 @@ func TestUpdateNetworkReplacesAll(t *testing.T) {
 	}
 }
 
+// denyAllMissing is E2B's answer to names without a denial of all else, word
+// for word.
+const denyAllMissing = "When specifying allowed domains in allow out, you must include 'ALL_TRAFFIC' in deny out to block all other traffic."
+
+// What has a rule stays allowed without a denial of all else for the life of
+// the sandbox: rules come with the create and no update replaces them.
+func TestUpdateKeepsWhatHasRules(t *testing.T) {
+	r := newRig(t, func(c *Config) {
+		c.Compile = func(d policy.Document) (*policy.Policy, error) { return policy.Parse(d, policy.Options{Rules: true}) }
+	})
+	id := r.create(keyA, "").SandboxID
+	path := "/sandboxes/" + id + "/network"
+	rules := policy.Rules{Hosts: []policy.HostRule{{Host: "api.example.com", Strict: true}}}
+	r.send(keyA, "PUT", path, `{"allowOut":["api.example.com"]}`).want(http.StatusBadRequest, denyAllMissing)
+	r.change(id, func(s *store.Sandbox) { s.Network.Rules = rules })
+	for range 2 {
+		r.send(keyA, "PUT", path, `{"allowOut":["api.example.com"]}`).want(http.StatusNoContent)
+		if got := r.record(id).Network.Rules; !reflect.DeepEqual(got, rules) {
+			t.Errorf("stored rules: %+v", got)
+		}
+	}
+	r.send(keyA, "PUT", path, `{"allowOut":["other.example.com"]}`).want(http.StatusBadRequest, denyAllMissing)
+}
+
 func TestGetShowsTheNetworkInForce(t *testing.T) {
 	r := newRig(t)
 	id := r.create(keyA, `"network":{"allowOut":["1.1.1.1"],"denyOut":["0.0.0.0/0"]}`).SandboxID
@@ -68,7 +92,7 @@ func TestUpdateNetworkRefusals(t *testing.T) {
 		``:                                     "empty",
 		`[]`:                                   "must be a JSON object",
 		`{"denyOut":["x.com"]}`:                "invalid denied CIDR x.com",
-		`{"allowOut":["x.com"]}`:               "domain filtering is not available yet",
+		`{"allowOut":["x.com"]}`:               denyAllMissing,
 		`{"allowOut":[1]}`:                     "allowOut[0] must be a string, got 1",
 		`{"denyOut":["1.1.1.1"],"denyOut":[]}`: "duplicate key: denyOut",
 		`{"allow_internet_access":false,"allowInternetAccess":true}`:    "allow_internet_access is false but allowInternetAccess is true",

@@ -7,6 +7,8 @@ import (
 	"net/http"
 	"strconv"
 	"time"
+
+	"github.com/coder/websocket"
 )
 
 // Bounds of what one request may ask for.
@@ -28,6 +30,7 @@ const (
 //	/slow/DURATION  an answer after that time
 //	/status/N       an empty answer with that status
 //	/redirect?to=U  302 to U
+//	/ws             a WebSocket that sends back what it gets
 func newSite() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, r *http.Request) {
@@ -48,6 +51,7 @@ func newSite() http.Handler {
 		w.Header().Set("Location", r.FormValue("to"))
 		w.WriteHeader(http.StatusFound)
 	})
+	mux.HandleFunc("/ws", serveSocket)
 	mux.HandleFunc("/bytes/{n}", serveBytes)
 	mux.HandleFunc("/chunked/{n}", serveChunks)
 	mux.HandleFunc("/events/{n}", serveEvents)
@@ -120,6 +124,20 @@ func serveEvents(w http.ResponseWriter, r *http.Request) {
 	for i := range n {
 		fmt.Fprintf(w, "id: %d\ndata: event %d\n\n", i, i)
 		if out.Flush() != nil || !pause(r.Context(), every) {
+			return
+		}
+	}
+}
+
+func serveSocket(w http.ResponseWriter, r *http.Request) {
+	conn, err := websocket.Accept(w, r, nil)
+	if err != nil {
+		return // it has answered
+	}
+	defer conn.CloseNow()
+	for {
+		kind, message, err := conn.Read(r.Context())
+		if err != nil || conn.Write(r.Context(), kind, message) != nil {
 			return
 		}
 	}

@@ -92,7 +92,7 @@ func (r *rig) openWithPool(size int) *Node {
 		Store: r.store, Network: r, Tenants: r.tenants, Flows: &r.flows, Audit: r.audit(), Runtime: rigRuntime{r}, Templates: r,
 		Master: r.master(), Logger: slog.New(slog.DiscardHandler),
 		Compile: func(d policy.Document) (*policy.Policy, error) {
-			return policy.Parse(d, policy.Options{Names: true, Rules: true})
+			return policy.Parse(d, policy.Options{Rules: true})
 		},
 		Warm: sandbox.Limits{MemoryMB: 256}, Pool: size, Ahead: "base", MaxSandboxes: 3, TeamLimit: 2,
 	})

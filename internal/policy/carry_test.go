@@ -25,7 +25,7 @@ func TestCarry(t *testing.T) {
 			Rules: rules, EgressProxy: &policy.EgressProxy{Address: "proxy.example.com:1080"},
 		}, policy.CarryTCP},
 	} {
-		p, err := policy.Parse(test.doc, policy.Options{Names: true, Rules: true})
+		p, err := policy.Parse(test.doc, policy.Options{Rules: true})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -129,7 +129,7 @@ func mustName(t testing.TB, text string) policy.Name {
 
 func TestNothingDeniesNames(t *testing.T) {
 	var none *policy.Policy
-	every, err := policy.Parse(policy.Document{AllowOut: []string{"*"}}, policy.Options{Names: true})
+	every, err := policy.Parse(policy.Document{AllowOut: []string{"*"}}, policy.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -148,21 +148,6 @@ func TestNothingDeniesNames(t *testing.T) {
 	}
 }
 
-func TestNamesAreSwitchedOff(t *testing.T) {
-	for entry, want := range map[string]string{
-		"example.com":   "invalid allowed address example.com: domain filtering is not available yet",
-		"*.example.com": "invalid allowed address *.example.com: domain filtering is not available yet",
-		"*":             "invalid allowed address *: domain filtering is not available yet",
-		"a b":           `invalid allowed address "a b": not an IP address or CIDR`,
-		"0x7f.1":        "invalid allowed address 0x7f.1: not an IP address or CIDR",
-	} {
-		p, err := policy.Parse(policy.Document{AllowOut: []string{entry}}, policy.Options{})
-		if p != nil || err == nil || err.Error() != want {
-			t.Errorf("%s: %v, want %s", entry, err, want)
-		}
-	}
-}
-
 func TestEntriesWithSpacesAreNoNames(t *testing.T) {
 	for entry, want := range map[string]string{
 		"a b":               `invalid allowed address "a b": not an IP address, CIDR or domain name: ' ' is not valid in a name`,
@@ -170,7 +155,7 @@ func TestEntriesWithSpacesAreNoNames(t *testing.T) {
 		"example.com\r\n":   `invalid allowed address "example.com\r\n": not an IP address, CIDR or domain name: '\r' is not valid in a name`,
 		"example.com\x00.x": `invalid allowed address "example.com\x00.x": not an IP address, CIDR or domain name: '\x00' is not valid in a name`,
 	} {
-		p, err := policy.Parse(policy.Document{AllowOut: []string{entry}}, policy.Options{Names: true})
+		p, err := policy.Parse(policy.Document{AllowOut: []string{entry}}, policy.Options{})
 		if p != nil || err == nil || err.Error() != want {
 			t.Errorf("%q: %v, want %s", entry, err, want)
 		}

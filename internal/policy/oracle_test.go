@@ -143,7 +143,7 @@ func FuzzDecide(f *testing.F) {
 			t.Fatal(err)
 		}
 		doc := w.document()
-		p, err := policy.Parse(doc, policy.Options{Never: never, Names: true, Rules: true})
+		p, err := policy.Parse(doc, policy.Options{Never: never, Rules: true})
 		if refused := naiveNeedsDenyAll(doc); refused != (err != nil) {
 			t.Fatalf("%+v: %v", doc, err)
 		} else if refused {

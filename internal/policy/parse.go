@@ -18,11 +18,9 @@ type Options struct {
 	Never *Never
 	// MaxEntries bounds each list; 0 means DefaultMaxEntries.
 	MaxEntries int
-	// Names accepts names in allowOut. It is for callers that enforce them: a
-	// name that is accepted and not enforced would be a promise nobody keeps.
-	Names bool
-	// Rules accepts rules about requests and upstream proxies, for the same
-	// reason.
+	// Rules accepts rules about requests and upstream proxies. It is for callers
+	// that enforce them: what is accepted and not enforced would be a promise
+	// nobody keeps.
 	Rules bool
 }
 
@@ -79,9 +77,7 @@ func Parse(doc Document, opts Options) (*Policy, error) {
 		return nil, &EntryError{Field: fieldDefault, Reason: fmt.Sprintf("unknown verdict %d", uint8(doc.Default))}
 	}
 	p := &Policy{never: never, allow: new(list), deny: new(list), names: new(names), verdict: doc.Default}
-	if err := parseList(fieldAllow, doc.AllowOut, limit, func(entry string) string {
-		return p.addAllowed(entry, opts.Names)
-	}); err != nil {
+	if err := parseList(fieldAllow, doc.AllowOut, limit, p.addAllowed); err != nil {
 		return nil, err
 	}
 	if err := parseList(fieldDeny, doc.DenyOut, limit, func(entry string) string {
@@ -119,7 +115,7 @@ func parseList(field string, entries []string, limit int, add func(entry string)
 }
 
 // addAllowed compiles one entry of allowOut.
-func (p *Policy) addAllowed(entry string, accepted bool) (reason string) {
+func (p *Policy) addAllowed(entry string) (reason string) {
 	prefix, reason := parsePrefix(entry)
 	if reason == "" {
 		insert(p.allow, prefix, entry)
@@ -130,12 +126,7 @@ func (p *Policy) addAllowed(entry string, accepted bool) (reason string) {
 		return reason
 	}
 	pattern, wrong := parsePattern(entry)
-	switch {
-	case !accepted && wrong == "":
-		return reasonDomains
-	case !accepted:
-		return reasonSyntax
-	case wrong != "":
+	if wrong != "" {
 		return "not an IP address, CIDR or domain name: " + wrong
 	}
 	p.names.Insert(pattern)
@@ -185,11 +176,10 @@ var (
 )
 
 const (
-	reasonEmpty   = "the entry is empty"
-	reasonSyntax  = "not an IP address or CIDR"
-	reasonDomains = "domain filtering is not available yet"
-	reasonZone    = "an address with a zone is not routable"
-	reasonBits    = "the prefix length is not valid"
+	reasonEmpty  = "the entry is empty"
+	reasonSyntax = "not an IP address or CIDR"
+	reasonZone   = "an address with a zone is not routable"
+	reasonBits   = "the prefix length is not valid"
 	// reasonDenyAll is E2B's text, word for word: its users know it.
 	reasonDenyAll = "When specifying allowed domains in allow out, you must include 'ALL_TRAFFIC' in deny out to block all other traffic."
 )

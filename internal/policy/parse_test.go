@@ -16,7 +16,7 @@ func FuzzParse(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, allow, deny string, verdict uint8) {
 		doc := policy.Document{AllowOut: []string{allow}, DenyOut: []string{deny}, Default: policy.Verdict(verdict)}
-		p, err := policy.Parse(doc, policy.Options{Names: true})
+		p, err := policy.Parse(doc, policy.Options{})
 		if err != nil {
 			if p != nil || len(err.Error()) > 1000 {
 				t.Errorf("policy %v with error of %d bytes", p, len(err.Error()))

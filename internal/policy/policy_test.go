@@ -86,13 +86,13 @@ func TestEntryErrors(t *testing.T) {
 	}, {
 		name: "spaces",
 		doc:  policy.Document{AllowOut: []string{" 1.1.1.1"}},
-		want: policy.EntryError{Field: "allowOut", Entry: `" 1.1.1.1"`, Reason: "not an IP address or CIDR"},
+		want: policy.EntryError{Field: "allowOut", Entry: `" 1.1.1.1"`, Reason: "not an IP address or CIDR"}, // whatever ends in a number is meant as one
 		text: `invalid allowed address " 1.1.1.1": not an IP address or CIDR`,
 	}, {
 		name: "control characters",
 		doc:  policy.Document{AllowOut: []string{"1.1.1.1\r\n"}},
-		want: policy.EntryError{Field: "allowOut", Entry: `"1.1.1.1\r\n"`, Reason: "not an IP address or CIDR"},
-		text: `invalid allowed address "1.1.1.1\r\n": not an IP address or CIDR`,
+		want: policy.EntryError{Field: "allowOut", Entry: `"1.1.1.1\r\n"`, Reason: `not an IP address, CIDR or domain name: '\r' is not valid in a name`},
+		text: `invalid allowed address "1.1.1.1\r\n": not an IP address, CIDR or domain name: '\r' is not valid in a name`,
 	}, {
 		name: "very long",
 		doc:  policy.Document{AllowOut: []string{long}},

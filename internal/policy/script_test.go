@@ -193,7 +193,7 @@ func (s *script) parse() (*policy.Policy, error) {
 	if err != nil {
 		s.fatalf("never-reachable table: %v", err)
 	}
-	return policy.Parse(s.doc, policy.Options{Never: never, Names: true, Rules: true})
+	return policy.Parse(s.doc, policy.Options{Never: never, Rules: true})
 }
 
 func (s *script) proto(name string) policy.Proto {

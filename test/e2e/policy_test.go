@@ -225,7 +225,7 @@ func TestBadUpdateChangesNothing(t *testing.T) {
 	s := harness.Start(t, harness.Options{})
 	box := withProber(t, s, api.NewSandbox{Network: network([]string{"1.1.1.1"}, everything)})
 	for _, body := range []string{
-		`{"allowOut":["1.1.1.1/33"]}`, `{"denyOut":["example.com"]}`, `{"allowOut":["example.com"],"denyOut":["0.0.0.0/0"]}`,
+		`{"allowOut":["1.1.1.1/33"]}`, `{"denyOut":["example.com"]}`, `{"allowOut":["example.com"]}`, `{"allowOut":["https://example.com"],"denyOut":["0.0.0.0/0"]}`,
 		`{"allowOut":"1.1.1.1"}`, `{"allowOut":[1]}`, `[]`, `{`, `{"allowOut":["2606:4700::/129"]}`,
 	} {
 		if a := s.Request(t, "PUT", "/sandboxes/"+box.ID+"/network", body); a.Status != 400 {

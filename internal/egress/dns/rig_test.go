@@ -121,7 +121,7 @@ func newRig(t *testing.T, o options) *rig {
 
 func compile(t testing.TB, doc policy.Document) *policy.Policy {
 	t.Helper()
-	p, err := policy.Parse(doc, policy.Options{Never: labNever(t), Names: true})
+	p, err := policy.Parse(doc, policy.Options{Never: labNever(t)})
 	if err != nil {
 		t.Fatal(err)
 	}

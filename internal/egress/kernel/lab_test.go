@@ -251,7 +251,7 @@ func never(t testing.TB) *policy.Never {
 
 func compile(t testing.TB, doc policy.Document) *policy.Policy {
 	t.Helper()
-	p, err := policy.Parse(doc, policy.Options{Never: never(t), Names: true, Rules: true})
+	p, err := policy.Parse(doc, policy.Options{Never: never(t), Rules: true})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -143,7 +143,7 @@ func (w *world) box(t testing.TB, n byte, allow ...string) *box {
 // publish puts a policy in force for new flows.
 func (b *box) publish(t testing.TB, allow ...string) egress.Tenant {
 	t.Helper()
-	p, err := policy.Parse(policy.Document{AllowOut: allow}, policy.Options{Names: true})
+	p, err := policy.Parse(policy.Document{AllowOut: allow}, policy.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -105,7 +105,7 @@ func (w *labWorld) redirect(t *testing.T) {
 
 func (w *labWorld) publish(t *testing.T, generation uint64, allow ...string) egress.Tenant {
 	t.Helper()
-	p, err := policy.Parse(policy.Document{AllowOut: allow}, policy.Options{Names: true})
+	p, err := policy.Parse(policy.Document{AllowOut: allow}, policy.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -197,7 +197,7 @@ func TestAttack31RecycledAddress(t *testing.T) {
 	if r := ask("old.example"); r.StatusCode != 200 {
 		t.Fatal(r.Status)
 	}
-	p, err := policy.Parse(policy.Document{AllowOut: []string{"*"}}, policy.Options{Names: true})
+	p, err := policy.Parse(policy.Document{AllowOut: []string{"*"}}, policy.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,6 +5,7 @@
 //	prober addrs
 //	prober serve PORT
 //	prober hold ADDRESS...
+//	prober pipe tcp:1.1.1.1:443
 //
 // probe and hold write one JSON object per line: an Outcome.
 package main
@@ -44,7 +45,7 @@ func main() {
 
 func run(args []string) error {
 	if len(args) == 0 {
-		return errors.New("want probe, addrs, serve or hold")
+		return errors.New("want probe, addrs, serve, hold or pipe")
 	}
 	switch args[0] {
 	case "probe":
@@ -58,6 +59,11 @@ func run(args []string) error {
 			return errors.New("serve wants one port")
 		}
 		return http.ListenAndServe(":"+args[1], site())
+	case "pipe":
+		if len(args) != 2 {
+			return errors.New("pipe wants one target")
+		}
+		return pipe(args[1])
 	default:
 		return fmt.Errorf("%q is no command of mine", args[0])
 	}
