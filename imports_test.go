@@ -68,6 +68,7 @@ one driver knows gVisor:            gvisor.dev/gvisor -> internal/sandbox/gvisor
 one store knows bolt:               go.etcd.io/bbolt -> internal/store/bolt
 one place knows registries:         github.com/google/go-containerregistry -> internal/template/...
 one place speaks DNS:               github.com/miekg/dns -> internal/egress/dns internal/lab test/...
+one place knows Prometheus:         github.com/prometheus/client_golang -> internal/app
 one place speaks ACME:              golang.org/x/crypto/acme -> internal/ingress/acme
 the command line is at the edge:    github.com/spf13/cobra -> cmd/moat
 `

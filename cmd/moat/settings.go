@@ -65,6 +65,7 @@ func newSettings(flags *pflag.FlagSet) *settings {
 		"`resolvers` to ask, with commas between (default: the machine's own)")
 	add(&list[netip.Prefix]{to: &s.AllowRanges, parse: parseRange}, "allow-range",
 		"never-reachable `CIDRs` that policies may allow after all; repeatable")
+	s.declareIngress(add, number)
 	text(&s.Anonymous, "allow-anonymous", "", "`team` that requests without an API key act for, as CubeSandbox's clients send them; none unless given", parseTeam)
 	flags.BoolVar(&s.anywhere, "allow-anonymous-anywhere", false, "let --allow-anonymous hold where other machines can reach the server")
 	flags.BoolVar(&s.KillOnExit, "kill-on-exit", false, "remove all sandboxes when the server stops")

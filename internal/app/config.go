@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/moat-sandbox/moat/internal/ingress"
 	"github.com/moat-sandbox/moat/internal/secret"
 )
 
@@ -57,11 +58,43 @@ type Config struct {
 	// Anonymous is the team that requests without an API key act for; empty
 	// refuses them.
 	Anonymous string
+	// Ingress bounds what comes in.
+	Ingress IngressLimits
+	// Metrics is the address where Prometheus finds the metrics; empty leaves
+	// them on the operator's socket alone.
+	Metrics string
 	// APIKey presets the first key; empty means that one is generated.
 	APIKey secret.String
 	Logger *slog.Logger
 	// Ready is called once, when every listener answers.
 	Ready func(Endpoints)
+}
+
+// IngressLimits bound what comes in; zero values leave it to package ingress.
+type IngressLimits struct {
+	// Connections of clients, and requests of one sandbox, open at once.
+	Connections, PerSandbox int
+	// Unknown is how often a minute one address may ask for sandboxes that do
+	// not exist.
+	Unknown int
+	// Header bounds the headers of a request, in bytes, and HeaderTimeout the
+	// time they take.
+	Header        int
+	HeaderTimeout time.Duration
+	// RefusePreflight sends preflights of browsers (CORS) for private ports away
+	// like every request without a token.
+	RefusePreflight bool
+}
+
+// MinHeader is the least that IngressLimits.Header may be.
+const MinHeader = ingress.MinMaxHeader
+
+// DefaultIngress returns the limits that hold where none are given.
+func DefaultIngress() IngressLimits {
+	return IngressLimits{
+		Connections: ingress.DefaultMaxConnections, PerSandbox: ingress.DefaultMaxInFlight, Unknown: ingress.DefaultMaxUnknown,
+		Header: ingress.DefaultMaxHeader, HeaderTimeout: ingress.DefaultHeaderTimeout,
+	}
 }
 
 // ACME is where certificates are to come from by themselves.

@@ -7,12 +7,12 @@ import (
 )
 
 // endpoints says where the server is reached, by the addresses actually bound.
-func endpoints(c Config, doors *listeners, key secret.String) Endpoints {
+func endpoints(c Config, open *listeners, key secret.String) Endpoints {
 	e := Endpoints{Domain: c.Domain, Key: key}
 	switch {
-	case doors.http != nil:
-		e.APIURL = "http://" + reachable(doors.http.Addr())
-	case doors.https != nil:
+	case open.http != nil:
+		e.APIURL = "http://" + reachable(open.http.Addr())
+	case open.https != nil:
 		e.APIURL = "https://api." + c.Domain
 	}
 	e.SandboxURL = e.APIURL

@@ -11,8 +11,6 @@ import (
 	"path/filepath"
 	"sync"
 	"time"
-
-	"github.com/moat-sandbox/moat/internal/ingress"
 )
 
 // drainTimeout is how long requests in flight may take when the server stops.
@@ -22,6 +20,7 @@ const drainTimeout = 5 * time.Second
 // done, so that a port in use is found out at once.
 type listeners struct {
 	http, https, operator net.Listener
+	metrics               net.Listener
 	certificates          certificates // of https
 }
 
@@ -51,6 +50,11 @@ func listen(c Config) (_ *listeners, err error) {
 			MinVersion:     tls.VersionTLS12,
 		})
 	}
+	if c.Metrics != "" {
+		if l.metrics, err = net.Listen("tcp", c.Metrics); err != nil {
+			return nil, fmt.Errorf("listen for metrics: %w", err)
+		}
+	}
 	if l.operator, err = listenOperator(filepath.Join(c.DataDir, SocketName)); err != nil {
 		return nil, err
 	}
@@ -75,30 +79,23 @@ func listenOperator(path string) (net.Listener, error) {
 }
 
 func (l *listeners) close() {
-	for _, each := range []net.Listener{l.http, l.https, l.operator} {
+	for _, each := range []net.Listener{l.http, l.https, l.metrics, l.operator} {
 		if each != nil {
 			_ = each.Close()
 		}
 	}
 }
 
+// server answers on one listener.
+type server interface {
+	Serve(net.Listener) error
+	Shutdown(context.Context) error
+	Close() error
+}
+
 // serve answers on every listener until ctx ends, lets requests in flight
 // finish for a moment and cuts what is left.
-func (l *listeners) serve(ctx context.Context, public, operator *ingress.Ingress) error {
-	type door struct {
-		listener net.Listener
-		server   *ingress.Server
-	}
-	var doors []door
-	add := func(listener net.Listener, in *ingress.Ingress) {
-		if listener != nil {
-			doors = append(doors, door{listener, in.Server()})
-		}
-	}
-	add(l.http, public)
-	add(l.https, public)
-	add(l.operator, operator)
-
+func (l *listeners) serve(ctx context.Context, in doors, metrics *metrics) error {
 	renewals, stop := context.WithCancel(ctx)
 	var background sync.WaitGroup
 	defer background.Wait()
@@ -107,12 +104,25 @@ func (l *listeners) serve(ctx context.Context, public, operator *ingress.Ingress
 		background.Go(func() { _ = issuer.Run(renewals) }) // it ends when it is told to
 	}
 
-	ended := make(chan error, len(doors))
-	for _, d := range doors {
-		go func() { ended <- d.server.Serve(d.listener) }()
+	servers := map[net.Listener]server{l.operator: in.operator.Server()}
+	for _, listener := range []net.Listener{l.http, l.https} {
+		if listener != nil {
+			servers[listener] = in.public.Server()
+		}
+	}
+	if l.metrics != nil {
+		servers[l.metrics] = metrics.server()
+	}
+	return serveAll(ctx, servers)
+}
+
+func serveAll(ctx context.Context, servers map[net.Listener]server) error {
+	ended := make(chan error, len(servers))
+	for listener, server := range servers {
+		go func() { ended <- server.Serve(listener) }()
 	}
 	var errs []error
-	pending := len(doors)
+	pending := len(servers)
 	select {
 	case <-ctx.Done():
 	case err := <-ended: // a listener broke: the others must not go on without it
@@ -121,9 +131,9 @@ func (l *listeners) serve(ctx context.Context, public, operator *ingress.Ingress
 	}
 	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
 	defer cancel()
-	for _, d := range doors {
-		if err := d.server.Shutdown(drain); err != nil {
-			errs = append(errs, d.server.Close())
+	for _, server := range servers {
+		if err := server.Shutdown(drain); err != nil {
+			errs = append(errs, server.Close())
 		}
 	}
 	for range pending {

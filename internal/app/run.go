@@ -27,11 +27,11 @@ func Run(ctx context.Context, c Config) (err error) {
 	}
 	down.add("close store", records.Close)
 
-	doors, err := listen(c)
+	listening, err := listen(c)
 	if err != nil {
 		return err
 	}
-	down.add("close listeners", func() error { doors.close(); return nil })
+	down.add("close listeners", func() error { listening.close(); return nil })
 
 	log, err := openJournal(c)
 	if err != nil {
@@ -64,21 +64,15 @@ func Run(ctx context.Context, c Config) (err error) {
 	if err != nil {
 		return err
 	}
-	public, err := ingress.New(ingress.Config{
-		Domain: hostOnly(c.Domain), Sandboxes: gate, API: doors.certificates.prove(api.Handler()), IsKey: api.IsKey, Logger: c.Logger,
-	})
+	metrics := newMetrics(m.node.Count)
+	in, err := openDoors(ingress.Config{
+		Domain: hostOnly(c.Domain), Sandboxes: gate, IsKey: api.IsKey, Observer: visits{log.Log}, Logger: c.Logger,
+	}, c.Ingress, listening.certificates.prove(api.Handler()), metrics.beside(api.Operator()))
 	if err != nil {
 		return err
 	}
-	down.add("close public URLs", public.Close)
-	operator, err := ingress.New(ingress.Config{
-		Domain: hostOnly(c.Domain), Sandboxes: gate, API: api.Operator(), IsKey: api.IsKey, Logger: c.Logger,
-	})
-	if err != nil {
-		return err
-	}
-	down.add("close operator's URLs", operator.Close)
-	gate.doors = []*ingress.Ingress{public, operator}
+	down.add("close public URLs", in.close)
+	gate.doors, metrics.doors = in.all(), in.all()
 
 	// Last, because a key that was made but never shown is lost.
 	firstKey, err := control.Bootstrap(ctx, records, c.APIKey)
@@ -86,9 +80,9 @@ func Run(ctx context.Context, c Config) (err error) {
 		return err
 	}
 	if c.Ready != nil {
-		c.Ready(endpoints(c, doors, firstKey))
+		c.Ready(endpoints(c, listening, firstKey))
 	}
-	err = doors.serve(running, public, operator)
+	err = listening.serve(running, in, metrics)
 	if broken := context.Cause(running); broken != nil && ctx.Err() == nil {
 		err = errors.Join(broken, err)
 	}

@@ -88,7 +88,9 @@ type Record struct {
 	Direction Direction
 	Protocol  Protocol
 	// Dst is the address that was contacted, or for a refused flow the one that
-	// would have been. Its port is set even when there is no address.
+	// would have been. Its port is set even when there is no address. Of a flow
+	// towards the sandbox the port is the sandbox's own, and the address the one
+	// that it came from.
 	Dst netip.AddrPort
 	// Name is the name that was judged, in canonical form; empty when the flow
 	// was judged by address.

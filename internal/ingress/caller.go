@@ -121,7 +121,7 @@ func (c *caller) greet() outcome {
 	if !ok {
 		return served
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), headerTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), c.in.headerTimeout)
 	defer cancel()
 	if err := secure.HandshakeContext(ctx); err != nil {
 		var plain tls.RecordHeaderError
@@ -142,7 +142,7 @@ func (c *caller) await() outcome {
 	c.waiting.Store(true)
 	now := time.Now()
 	if c.fresh {
-		c.setDeadline(now.Add(headerTimeout))
+		c.setDeadline(now.Add(c.in.headerTimeout))
 	} else if c.deadline.Sub(now) < idleTime-deadlineSlack {
 		c.setDeadline(now.Add(idleTime))
 	}
@@ -158,7 +158,7 @@ func (c *caller) await() outcome {
 				return beyond
 			}
 			if !partial && !c.fresh {
-				c.setDeadline(time.Now().Add(headerTimeout))
+				c.setDeadline(time.Now().Add(c.in.headerTimeout))
 			}
 			partial = true
 		}

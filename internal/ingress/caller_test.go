@@ -201,7 +201,7 @@ func TestSilentClientsAreCutOff(t *testing.T) {
 			start := time.Now()
 			go io.WriteString(ours, said)
 			answer, _ := io.ReadAll(ours)
-			if took := time.Since(start); took != headerTimeout {
+			if took := time.Since(start); took != DefaultHeaderTimeout {
 				t.Errorf("after %q: cut off after %v with %q", said, took, answer)
 			}
 		}

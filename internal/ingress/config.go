@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"time"
 )
 
 // What holds when Config says nothing.
@@ -15,6 +16,13 @@ const (
 	DefaultMaxConnections = 50_000
 	// DefaultMaxUnknown is for one client address and minute.
 	DefaultMaxUnknown = 600
+	// DefaultMaxHeader is for the headers of one request, in bytes.
+	DefaultMaxHeader = 64 << 10
+	// MinMaxHeader is the least that can be set.
+	MinMaxHeader = maxPlain
+	// DefaultHeaderTimeout is for the headers of one request, and for a
+	// handshake.
+	DefaultHeaderTimeout = 15 * time.Second
 )
 
 // Config is what an Ingress is made of.
@@ -40,6 +48,12 @@ type Config struct {
 	// sandboxes that do not exist; 0 means DefaultMaxUnknown. Neighbours in an
 	// IPv6 /64 count as one.
 	MaxUnknown int
+	// MaxHeader bounds the headers of a request, in bytes; 0 means
+	// DefaultMaxHeader.
+	MaxHeader int
+	// HeaderTimeout is all the time that a client has to send the headers of a
+	// request; 0 means DefaultHeaderTimeout.
+	HeaderTimeout time.Duration
 	// RefusePreflight refuses preflights (CORS) for private ports like every
 	// request without a token. Otherwise the ingress answers them itself: yes
 	// to every origin, method and header, no to cookies.
@@ -68,6 +82,8 @@ func New(cfg Config) (*Ingress, error) {
 		api:             cfg.API,
 		isKey:           isKey,
 		maxInFlight:     orDefault(cfg.MaxInFlight, DefaultMaxInFlight),
+		maxHeader:       orDefault(cfg.MaxHeader, DefaultMaxHeader),
+		headerTimeout:   orDefault(cfg.HeaderTimeout, DefaultHeaderTimeout),
 		refusePreflight: cfg.RefusePreflight,
 		observer:        cfg.Observer,
 		log:             cfg.Logger,
@@ -94,11 +110,16 @@ func (cfg Config) check() error {
 		return fmt.Errorf("ingress: limit of connections %d is negative", cfg.MaxConnections)
 	case cfg.MaxUnknown < 0:
 		return fmt.Errorf("ingress: limit of requests for unknown sandboxes %d is negative", cfg.MaxUnknown)
+	case cfg.MaxHeader != 0 && cfg.MaxHeader < MinMaxHeader:
+		return fmt.Errorf("ingress: limit of %d bytes of headers is less than %d", cfg.MaxHeader, MinMaxHeader)
+	case cfg.HeaderTimeout < 0:
+		return fmt.Errorf("ingress: time for headers %v is negative", cfg.HeaderTimeout)
 	}
 	return nil
 }
 
-func orDefault(value, standard int) int {
+// orDefault is value unless it is 0.
+func orDefault[T int | time.Duration](value, standard T) T {
 	if value == 0 {
 		return standard
 	}

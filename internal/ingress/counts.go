@@ -19,6 +19,21 @@ type Counts struct {
 	Failures map[string]uint64
 }
 
+// Plus adds up two counts.
+func (c Counts) Plus(d Counts) Counts {
+	sum := Counts{
+		Requests: c.Requests + d.Requests, InFlight: c.InFlight + d.InFlight,
+		BytesIn: c.BytesIn + d.BytesIn, BytesOut: c.BytesOut + d.BytesOut,
+		Failures: make(map[string]uint64),
+	}
+	for _, failures := range []map[string]uint64{c.Failures, d.Failures} {
+		for code, n := range failures {
+			sum.Failures[code] += n
+		}
+	}
+	return sum
+}
+
 // Metrics is everything that is counted.
 type Metrics struct {
 	Total Counts

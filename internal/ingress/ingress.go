@@ -19,6 +19,7 @@ import (
 	"net/http"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // Ingress is an http.Handler for everything that arrives from outside.
@@ -28,6 +29,8 @@ type Ingress struct {
 	api             http.Handler
 	isKey           func(string) bool
 	maxInFlight     int
+	maxHeader       int // bytes
+	headerTimeout   time.Duration
 	refusePreflight bool
 	observer        Observer // may be nil
 	log             *slog.Logger

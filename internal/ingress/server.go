@@ -14,12 +14,9 @@ import (
 )
 
 const (
-	// headerTimeout is all the time a client has to send a request's headers.
-	headerTimeout = 15 * time.Second
 	// idleTime is longer than what load balancers (600 s) and the SDKs (300 s)
 	// keep a connection, so that it is not us who close it under a request.
-	idleTime   = 620 * time.Second
-	maxHeaders = 64 << 10 // bytes
+	idleTime = 620 * time.Second
 	// A silent HTTP/2 client is asked whether it is still there.
 	pingAfter   = 30 * time.Second
 	pingTimeout = 15 * time.Second
@@ -60,9 +57,9 @@ func (in *Ingress) Server() *Server {
 		http: &http.Server{
 			Handler:           in,
 			Protocols:         &protocols,
-			ReadHeaderTimeout: headerTimeout,
+			ReadHeaderTimeout: in.headerTimeout,
 			IdleTimeout:       idleTime,
-			MaxHeaderBytes:    maxHeaders,
+			MaxHeaderBytes:    in.maxHeader,
 			HTTP2:             &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingTimeout},
 			// "OPTIONS *" belongs to the app that is asked.
 			DisableGeneralOptionsHandler: true,

@@ -53,7 +53,7 @@ func TestSlowHeadersAreCutOff(t *testing.T) {
 			}
 		}()
 		answer, _ := io.ReadAll(ours)
-		if took := time.Since(start); took < headerTimeout || took > headerTimeout+time.Second {
+		if took := time.Since(start); took < DefaultHeaderTimeout || took > DefaultHeaderTimeout+time.Second {
 			t.Errorf("cut off after %v with %q", took, answer)
 		}
 		ours.Close()
@@ -85,12 +85,12 @@ func TestHeaderSize(t *testing.T) {
 	b := w.serve(tell)
 	w.each(t, func(t *testing.T, c client) {
 		req := c.request(t, "GET", b.host(), "/", nil)
-		req.Header.Set("Cookie", strings.Repeat("x", maxHeaders/2))
-		if s := ask(t, c, req); len(s.Header.Get("Cookie")) != maxHeaders/2 {
+		req.Header.Set("Cookie", strings.Repeat("x", DefaultMaxHeader/2))
+		if s := ask(t, c, req); len(s.Header.Get("Cookie")) != DefaultMaxHeader/2 {
 			t.Errorf("%d bytes of cookie arrived", len(s.Header.Get("Cookie")))
 		}
 		req = c.request(t, "GET", b.host(), "/", nil)
-		req.Header.Set("Cookie", strings.Repeat("x", 2*maxHeaders))
+		req.Header.Set("Cookie", strings.Repeat("x", 2*DefaultMaxHeader))
 		if resp, err := c.Do(req); err == nil && resp.StatusCode != http.StatusRequestHeaderFieldsTooLarge {
 			t.Errorf("got %d", resp.StatusCode)
 		}

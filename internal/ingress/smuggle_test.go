@@ -92,7 +92,7 @@ func TestAttack38Smuggling(t *testing.T) {
 		{"body on GET", "GET /a HTTP/1.1\r\nHost: HOST\r\nContent-Length: 33\r\n\r\n" + hidden, []string{"GET /a"}},
 		{"h2c upgrade", "GET /a HTTP/1.1\r\nHost: HOST\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n\r\nPRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", []string{"GET /a"}},
 		{"body cut short", "POST /a HTTP/1.1\r\nHost: HOST\r\nContent-Length: 10\r\n\r\n123", nil},
-		{"too much header", "GET /a HTTP/1.1\r\nHost: HOST\r\nX-A: " + strings.Repeat("x", 2*maxHeaders) + "\r\n\r\n", nil},
+		{"too much header", "GET /a HTTP/1.1\r\nHost: HOST\r\nX-A: " + strings.Repeat("x", 2*DefaultMaxHeader) + "\r\n\r\n", nil},
 	} {
 		app := new(transcript)
 		b := w.serveRaw(app.serve)
