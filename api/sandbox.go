@@ -41,7 +41,24 @@ type Network struct {
 	HTTPSPorts []int `json:"httpsPorts,omitempty"`
 	// Ports are exceptions to AllowPublicTraffic, by port. This is not E2B's.
 	Ports map[string]Visibility `json:"ports,omitempty"`
+	// Rules say what becomes of HTTP and HTTPS requests.
+	Rules *Rules `json:"rules,omitempty"`
+	// EgressProxy is where all TCP connections go through.
+	EgressProxy *EgressProxy `json:"egressProxy,omitempty"`
+	// DNS says what becomes of names that may not be reached; empty means
+	// DNSSynthetic. This is not E2B's.
+	DNS DNS `json:"dns,omitempty"`
 }
+
+// DNS says how names resolve that a sandbox may not reach.
+type DNS string
+
+// DNSSynthetic gives them addresses to which nothing leads: connections fail
+// with the reason. DNSStrict makes them not exist.
+const (
+	DNSSynthetic DNS = "synthetic"
+	DNSStrict    DNS = "strict"
+)
 
 // Visibility says whom a port of a sandbox is for.
 type Visibility string

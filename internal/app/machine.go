@@ -19,6 +19,7 @@ import (
 	"github.com/moat-sandbox/moat/internal/secret"
 	"github.com/moat-sandbox/moat/internal/store"
 	"github.com/moat-sandbox/moat/internal/template"
+	"github.com/moat-sandbox/moat/internal/vault"
 )
 
 // releaseTimeout bounds taking the machine's state down.
@@ -31,6 +32,7 @@ type machine struct {
 	network   *kernel.Network
 	carrier   *carrier
 	templates *template.Library
+	secrets   *vault.Vault
 	node      *node.Node
 	compile   func(policy.Document) (*policy.Policy, error)
 }
@@ -50,6 +52,9 @@ func assemble(ctx context.Context, c Config, records store.Store, log *audit.Log
 	}
 	master, err := secret.OpenMaster(filepath.Join(c.DataDir, "master.key"))
 	if err != nil {
+		return nil, err
+	}
+	if m.secrets, err = vault.Open(ctx, vault.Config{Store: records, Master: master, Logger: c.Logger}); err != nil {
 		return nil, err
 	}
 	instance := instanceName(c.DataDir)

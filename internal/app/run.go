@@ -54,6 +54,7 @@ func Run(ctx context.Context, c Config) (err error) {
 		Templates:  m.templates,
 		Flows:      log,
 		Lifetime:   ctx,
+		Secrets:    m.secrets,
 		Compile:    m.compile,
 		Domain:     c.Domain,
 		Scheme:     scheme(c),

@@ -67,7 +67,7 @@ func TestAnonymous(t *testing.T) {
 func TestAnonymousNeedsATeam(t *testing.T) {
 	for _, team := range []string{"a b", "-a", "a/b", strings.Repeat("a", 64), "é"} {
 		_, err := New(Config{
-			Store: openNothing{}, Engine: &engine{}, Templates: &templates{}, Flows: newRig(t).flows, Lifetime: t.Context(), Anonymous: team,
+			Store: openNothing{}, Engine: &engine{}, Templates: &templates{}, Secrets: noSecrets{}, Flows: newRig(t).flows, Lifetime: t.Context(), Anonymous: team,
 			Compile: newRig(t).api.Compile, MaxTimeout: 1 << 40, Scheme: "http", Logger: newRig(t).api.Logger,
 		})
 		if err == nil || !strings.Contains(err.Error(), "cannot be a team's name") {
@@ -99,7 +99,7 @@ func TestCubeSandbox(t *testing.T) {
 		{"POST", path + "/timeout", `{"timeout":-1}`, 400},
 		{"PUT", path + "/network", `{}`, 204},
 		{"PUT", path + "/network", `{"allowOut":["1.1.1.1"],"denyOut":["0.0.0.0/0"],"allowInternetAccess":false,"allowPublicTraffic":false,"rules":[]}`, 204},
-		{"PUT", path + "/network", `{"rules":[{"name":"r","match":{"host":"x.test"},"action":{"allow":true}}]}`, 400},
+		{"PUT", path + "/network", `{"rules":[{"name":"r","match":{"host":"x.test"},"action":{"allow":true}}]}`, 204},
 		{"POST", path + "/pause", `{}`, 501},
 		{"POST", path + "/resume", `{}`, 501},
 		{"POST", path + "/snapshots", `{}`, 501},

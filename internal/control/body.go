@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -63,8 +64,8 @@ func (c *call) limitBody() {
 	}
 }
 
-// secretField is not repeated in errors: environment variables are often keys.
-const secretField = jsontext.Pointer("/envVars")
+// secretFields are not repeated in errors: environment variables are often keys.
+var secretFields = []jsontext.Pointer{"/envVars", "/value"}
 
 // decode reads one JSON object. Duplicate keys, wrong types and null inside a
 // list or map of strings are errors that name the field.
@@ -75,7 +76,7 @@ func decode(raw []byte, target any) error {
 		}
 		return badRequest("Request body must be a JSON object, got %s", kindName(jsontext.Value(raw).Kind()))
 	}
-	err := json.Unmarshal(raw, target, json.WithUnmarshalers(json.UnmarshalFromFunc(refuseNullString)))
+	err := json.Unmarshal(raw, target, withoutNulls())
 	var syntax *jsontext.SyntacticError
 	var semantic *json.SemanticError
 	switch {
@@ -85,7 +86,8 @@ func decode(raw []byte, target any) error {
 		return badRequest("Request body has a duplicate key: %s", fieldName(syntax.JSONPointer))
 	case errors.As(err, &semantic):
 		got := "a value of another type"
-		if !secretField.Contains(semantic.JSONPointer) {
+		secret := slices.ContainsFunc(secretFields, func(f jsontext.Pointer) bool { return f.Contains(semantic.JSONPointer) })
+		if !secret {
 			got = valueAt(raw, semantic.ByteOffset)
 		}
 		return badRequest("%s must be %s, got %s", fieldName(semantic.JSONPointer), describe(semantic.GoType), got)
@@ -95,6 +97,31 @@ func decode(raw []byte, target any) error {
 	return badRequest("Request body: %v", err)
 }
 
+// explainSecret says what is wrong with one member of a body of which nothing may
+// be shown.
+func explainSecret(field string, err error) error {
+	var syntax *jsontext.SyntacticError
+	var semantic *json.SemanticError
+	switch {
+	case errors.Is(err, json.ErrUnknownName) && errors.As(err, &semantic):
+		return badRequest("%s is not a setting", join(field, semantic.JSONPointer))
+	case errors.As(err, &semantic):
+		return badRequest("%s must be %s, got a value of another type", join(field, semantic.JSONPointer), describe(semantic.GoType))
+	case errors.Is(err, jsontext.ErrDuplicateName) && errors.As(err, &syntax):
+		return badRequest("Request body has a duplicate key: %s", join(field, syntax.JSONPointer))
+	}
+	return badRequest("%s is not valid JSON", field)
+}
+
+// join writes a field within another one.
+func join(field string, p jsontext.Pointer) string {
+	inner := fieldName(p)
+	if inner == "" || inner[0] == '[' {
+		return field + inner
+	}
+	return field + "." + inner
+}
+
 // refuseNullString keeps null in a list or map of strings from becoming "".
 // Optional strings are pointers and do not come here with null.
 func refuseNullString(d *jsontext.Decoder, _ *string) error {
@@ -102,6 +129,17 @@ func refuseNullString(d *jsontext.Decoder, _ *string) error {
 		return &json.SemanticError{JSONKind: 'n', GoType: reflect.TypeFor[string]()}
 	}
 	return errors.ErrUnsupported // decode as usual
+}
+
+// refuseNullSecret is refuseNullString for values that no error shows.
+func refuseNullSecret(d *jsontext.Decoder, _ *secretText) error {
+	return refuseNullString(d, nil)
+}
+
+// withoutNulls are the unmarshalers for all bodies.
+func withoutNulls() json.Options {
+	return json.WithUnmarshalers(json.JoinUnmarshalers(
+		json.UnmarshalFromFunc(refuseNullString), json.UnmarshalFromFunc(refuseNullSecret)))
 }
 
 // fieldName writes a JSON pointer as people do: network.allowOut[3].

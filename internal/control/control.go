@@ -78,6 +78,8 @@ type Config struct {
 	// Compile makes a policy of a document as the engine will, or returns a
 	// *policy.EntryError for an entry that is wrong.
 	Compile func(policy.Document) (*policy.Policy, error)
+	// Secrets keeps what rules of sandboxes refer to.
+	Secrets Secrets
 	// Domain is what public hosts end in, with a port where that is not the
 	// scheme's own. Empty answers null, and every client falls back to its own
 	// configuration.
@@ -108,7 +110,7 @@ var e2bDomains = []string{"e2b.app", "e2b.dev", "e2b.pro", "e2b-staging.dev"}
 // New checks the configuration.
 func New(c Config) (*API, error) {
 	switch {
-	case c.Store == nil, c.Engine == nil, c.Templates == nil, c.Flows == nil, c.Lifetime == nil, c.Compile == nil, c.Logger == nil:
+	case c.Store == nil, c.Engine == nil, c.Templates == nil, c.Flows == nil, c.Lifetime == nil, c.Compile == nil, c.Secrets == nil, c.Logger == nil:
 		return nil, errors.New("control: incomplete configuration")
 	case c.Scheme != "https" && c.Scheme != "http":
 		return nil, fmt.Errorf("control: scheme %q of public hosts is neither https nor http", c.Scheme)

@@ -86,7 +86,7 @@ func (c *call) settleNetwork(spec *sandbox.Spec, body *newSandbox, guard guard) 
 	if spec.Network, err = body.Network.translate("network.", spec.InternetAccess); err != nil {
 		return err
 	}
-	if _, err := c.Compile(spec.Network); err != nil {
+	if _, err := c.compileNew(spec.Network); err != nil {
 		return err
 	}
 	spec.Secure, err = guard(body.Secure, spec.Ingress.Private())

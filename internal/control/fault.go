@@ -41,11 +41,14 @@ const statusClientGone = 499
 func (c *call) explain(err error) *fault {
 	var known *fault
 	var entry *policy.EntryError
+	var setting *policy.SettingError
 	switch {
 	case errors.As(err, &known):
 		return known
 	case errors.As(err, &entry):
 		return badRequest("%s", entry)
+	case errors.As(err, &setting):
+		return badRequest("%s", setting)
 	case c.id != "" && (errors.Is(err, sandbox.ErrNotFound) || errors.Is(err, store.ErrNotFound)):
 		return &fault{status: http.StatusNotFound, message: fmt.Sprintf("Sandbox %q doesn't exist or you don't have access to it", c.id)}
 	case errors.Is(err, sandbox.ErrNotRunning):

@@ -33,14 +33,17 @@ func FuzzCreate(f *testing.F) {
 		}
 	}
 	f.Add(`{"templateID":"base","timeout":300,"secure":true,"allow_internet_access":false,"metadata":{"a":"b"},"envVars":{"C":"d"},"network":{"allowOut":["1.1.1.1"],"denyOut":["0.0.0.0/0"],"allowPublicTraffic":true}}`)
-	compile := func(d policy.Document) (*policy.Policy, error) { return policy.Parse(d, policy.Options{}) }
+	for _, network := range goodNetworks {
+		f.Add(`{"templateID":"base","network":` + network + `}`)
+	}
+	compile := func(d policy.Document) (*policy.Policy, error) { return policy.Parse(d, policy.Options{Rules: true}) }
 	gate := &engine{fails: errAccepted}
 	flows, err := audit.New(audit.Config{})
 	if err != nil {
 		f.Fatal(err)
 	}
 	a, err := New(Config{
-		Store: openNothing{}, Engine: gate, Templates: &templates{}, Flows: flows, Lifetime: context.Background(), Compile: compile,
+		Store: openNothing{}, Engine: gate, Templates: &templates{}, Secrets: noSecrets{}, Flows: flows, Lifetime: context.Background(), Compile: compile,
 		MaxTimeout: 24 * time.Hour, Scheme: "http", Logger: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
@@ -91,10 +94,23 @@ func FuzzCreate(f *testing.F) {
 		if strings.ContainsAny(spec.Ingress.MaskHost, " \t\r\n/@?#\\") || strings.ContainsFunc(spec.Ingress.MaskHost, func(r rune) bool { return r > '~' }) {
 			t.Fatalf("took the mask %q", spec.Ingress.MaskHost)
 		}
+		if entries := countRules(network["rules"]); entries != len(spec.Network.Rules.Hosts)+len(spec.Network.Rules.Ordered) {
+			t.Fatalf("%q became %+v", body, spec.Network.Rules)
+		}
 		if again["autoPause"] == true {
 			t.Fatalf("accepted %q", body)
 		}
 	})
+}
+
+func countRules(given any) int {
+	switch rules := given.(type) {
+	case map[string]any:
+		return len(rules)
+	case []any:
+		return len(rules)
+	}
+	return 0
 }
 
 func asAny(list []string) (all []any) {

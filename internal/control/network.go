@@ -15,11 +15,14 @@ import (
 // nothing. Cube also takes some of it in snake case.
 type networkBody struct {
 	api.Network
-	SnakeAllowOut []string                  `json:"allow_out"`
-	SnakeDenyOut  []string                  `json:"deny_out"`
-	SnakePublic   *bool                     `json:"allow_public_traffic"`
-	SnakeMask     *string                   `json:"mask_request_host"`
-	Rest          map[string]jsontext.Value `json:",embed"`
+	SnakeAllowOut []string `json:"allow_out"`
+	SnakeDenyOut  []string `json:"deny_out"`
+	SnakePublic   *bool    `json:"allow_public_traffic"`
+	SnakeMask     *string  `json:"mask_request_host"`
+	// These two take the place of api.Network's: what is secret is read with care.
+	Rules       jsontext.Value            `json:"rules"`
+	EgressProxy jsontext.Value            `json:"egressProxy"`
+	Rest        map[string]jsontext.Value `json:",embed"`
 }
 
 // networkUpdate is the body of an update: the network object itself with the
@@ -50,6 +53,9 @@ func updateNetwork(c *call) error {
 	if err != nil {
 		return err
 	}
+	if _, err := c.compileNew(document); err != nil {
+		return err
+	}
 	record, err := c.sandbox()
 	if err != nil {
 		return err
@@ -78,21 +84,38 @@ func (n *networkBody) translate(prefix string, internet *bool) (policy.Document,
 	if n == nil {
 		return policy.Document{Default: defaultVerdict(internet)}, nil
 	}
-	if err := refuseUnserved(prefix, n.Rest, networkUnserved); err != nil {
+	if err := refuseUnknown(prefix, n.Rest); err != nil {
 		return policy.Document{}, err
 	}
-	if err := refuseUnknown(prefix, n.Rest, networkUnserved); err != nil {
-		return policy.Document{}, err
-	}
-	allow, err := agreeLists(prefix, "allowOut", n.AllowOut, "allow_out", n.SnakeAllowOut)
+	document := policy.Document{Default: defaultVerdict(internet)}
+	var err error
+	document.AllowOut, err = agreeLists(prefix, "allowOut", n.AllowOut, "allow_out", n.SnakeAllowOut)
 	if err != nil {
 		return policy.Document{}, err
 	}
-	deny, err := agreeLists(prefix, "denyOut", n.DenyOut, "deny_out", n.SnakeDenyOut)
+	document.DenyOut, err = agreeLists(prefix, "denyOut", n.DenyOut, "deny_out", n.SnakeDenyOut)
 	if err != nil {
 		return policy.Document{}, err
 	}
-	return policy.Document{AllowOut: allow, DenyOut: deny, Default: defaultVerdict(internet)}, nil
+	if document.Rules, err = n.rules(prefix); err != nil {
+		return policy.Document{}, err
+	}
+	if document.EgressProxy, err = n.upstream(prefix); err != nil {
+		return policy.Document{}, err
+	}
+	document.StrictDNS, err = strictDNS(prefix, n.DNS)
+	return document, err
+}
+
+// strictDNS reads what becomes of names that may not be reached.
+func strictDNS(prefix string, mode api.DNS) (bool, error) {
+	switch mode {
+	case "", api.DNSSynthetic:
+		return false, nil
+	case api.DNSStrict:
+		return true, nil
+	}
+	return false, badRequest("%sdns must be %q or %q, got %q", prefix, api.DNSSynthetic, api.DNSStrict, clip(string(mode)))
 }
 
 // defaultVerdict is E2B's promise: open unless internet access was switched

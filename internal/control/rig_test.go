@@ -24,6 +24,7 @@ import (
 	"github.com/moat-sandbox/moat/internal/secret"
 	"github.com/moat-sandbox/moat/internal/store"
 	"github.com/moat-sandbox/moat/internal/store/bolt"
+	"github.com/moat-sandbox/moat/internal/vault"
 )
 
 // Keys of two teams.
@@ -72,7 +73,8 @@ func newRig(t *testing.T, adjust ...func(*Config)) *rig {
 	t.Cleanup(r.stop)
 	config := Config{
 		Store: records, Engine: r.engine, Templates: r.templates, Flows: r.flows, Lifetime: lifetime,
-		Compile:    func(d policy.Document) (*policy.Policy, error) { return policy.Parse(d, policy.Options{}) },
+		Compile:    func(d policy.Document) (*policy.Policy, error) { return policy.Parse(d, policy.Options{Rules: true}) },
+		Secrets:    newVault(t, records),
 		MaxTimeout: 24 * time.Hour,
 		Scheme:     "https",
 		Logger:     slog.New(slog.NewTextHandler(&lockedWriter{w: r.log}, nil)),
@@ -88,6 +90,19 @@ func newRig(t *testing.T, adjust ...func(*Config)) *rig {
 	r.operator = httptest.NewServer(r.api.Operator())
 	t.Cleanup(r.operator.Close)
 	return r
+}
+
+func newVault(t *testing.T, records store.Store) *vault.Vault {
+	t.Helper()
+	master, err := secret.OpenMaster(filepath.Join(t.TempDir(), "master.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, err := vault.Open(t.Context(), vault.Config{Store: records, Master: master, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
 }
 
 type lockedWriter struct {
@@ -394,6 +409,11 @@ func (e *engine) created() int {
 	defer e.mu.Unlock()
 	return len(e.specs)
 }
+
+// noSecrets is a vault without any.
+type noSecrets struct{ Secrets }
+
+func (noSecrets) Secret(string, string) (secret.String, bool) { return secret.String{}, false }
 
 // openNothing is a store that nobody may ask.
 type openNothing struct{ store.Store }

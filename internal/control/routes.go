@@ -48,6 +48,10 @@ var publicRoutes = []route{
 	{"POST /sandboxes/{sandboxID}/links", createLink, keyed},
 	{"GET /sandboxes/{sandboxID}/metrics", metricsOfOne, keyed},
 
+	{"GET /secrets", listSecrets, keyed},
+	{"PUT /secrets/{secret}", putSecret, keyed},
+	{"DELETE /secrets/{secret}", deleteSecret, keyed},
+
 	// E2B deletes snapshots here. There are none, and templates are the
 	// operator's.
 	{"DELETE /templates/{templateID}", deleteSnapshot, keyed},

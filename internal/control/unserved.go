@@ -31,11 +31,6 @@ var createUnserved = []unserved{
 	{"distributionScope", []string{`[]`, `""`}, "choosing a node"},
 }
 
-var networkUnserved = []unserved{
-	{"rules", []string{`{}`, `[]`}, "changing requests on the way"},
-	{"egressProxy", nil, "an upstream proxy"},
-}
-
 // refuseUnserved looks through the members that nobody has read. prefix goes
 // before the field's name. Values are never repeated: they may be secrets.
 func refuseUnserved(prefix string, rest map[string]jsontext.Value, table []unserved) error {
@@ -66,9 +61,7 @@ func refuseMisplaced(rest map[string]jsontext.Value) error {
 	fields := []string{
 		"allowOut", "denyOut", "allow_out", "deny_out",
 		"allowPublicTraffic", "allow_public_traffic", "maskRequestHost", "mask_request_host", "httpsPorts", "ports",
-	}
-	for _, u := range networkUnserved {
-		fields = append(fields, u.field)
+		"rules", "egressProxy", "dns",
 	}
 	for _, field := range fields {
 		if value, given := rest[field]; given && value.Kind() != 'n' {
@@ -80,10 +73,9 @@ func refuseMisplaced(rest map[string]jsontext.Value) error {
 
 // refuseUnknown is for objects in which an overlooked member could leave a
 // sandbox open that was meant to be closed.
-func refuseUnknown(prefix string, rest map[string]jsontext.Value, table []unserved) error {
+func refuseUnknown(prefix string, rest map[string]jsontext.Value) error {
 	for _, field := range slices.Sorted(maps.Keys(rest)) {
-		known := slices.ContainsFunc(table, func(u unserved) bool { return u.field == field })
-		if !known && rest[field].Kind() != 'n' {
+		if rest[field].Kind() != 'n' {
 			return badRequest("%s%s is not a network setting", prefix, clip(field))
 		}
 	}

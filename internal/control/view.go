@@ -44,6 +44,10 @@ func network(s store.Sandbox) *api.Network {
 	said := api.Network{
 		AllowOut: s.Network.AllowOut, DenyOut: s.Network.DenyOut,
 		AllowPublicTraffic: s.Ingress.AllowPublicTraffic,
+		Rules:              shownRules(s.Network.Rules), EgressProxy: shownProxy(s.Network.EgressProxy),
+	}
+	if s.Network.StrictDNS {
+		said.DNS = api.DNSStrict
 	}
 	if s.Ingress.MaskHost != "" {
 		said.MaskRequestHost = &s.Ingress.MaskHost
@@ -58,7 +62,8 @@ func network(s store.Sandbox) *api.Network {
 		said.Ports[strconv.Itoa(int(port))] = visibility(public)
 	}
 	entries := len(said.AllowOut) + len(said.DenyOut) + len(said.HTTPSPorts) + len(said.Ports)
-	if entries == 0 && said.AllowPublicTraffic == nil && said.MaskRequestHost == nil {
+	none := said.AllowPublicTraffic == nil && said.MaskRequestHost == nil && said.Rules == nil && said.EgressProxy == nil && said.DNS == ""
+	if entries == 0 && none {
 		return nil
 	}
 	return &said

@@ -103,6 +103,7 @@ func compileHosts(rules []HostRule) (*ruleset, error) {
 		rule := &compiledRule{name: r.Host, allow: true, on: onHTTP | onHTTPS, inject: inject, strip: r.StripCredentials}
 		set.add(host, &hosted{entry: r.Host, rules: []*compiledRule{rule}, decides: rule.on})
 	}
+	set.collectSecrets()
 	return set, nil
 }
 
@@ -233,6 +234,7 @@ func arrange(all []target) *ruleset {
 			set.addrs[t.addr] = gather(all, t, t.addr.String())
 		}
 	}
+	set.collectSecrets()
 	return set
 }
 

@@ -122,6 +122,14 @@ func (p *Policy) Terminated() []string {
 	return p.rules.terminated
 }
 
+// SecretNames returns the names of all secrets that rules refer to, sorted.
+func (p *Policy) SecretNames() []string {
+	if p == nil || p.rules == nil {
+		return nil
+	}
+	return p.rules.secrets
+}
+
 // Rules reports whether there are rules about requests, so that all HTTP and
 // HTTPS flows have to be seen.
 func (p *Policy) Rules() bool { return p != nil && !p.rules.empty() }

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"maps"
 	"net/netip"
 	"net/url"
 	"path"
@@ -51,6 +52,7 @@ type ruleset struct {
 	opens bool // some name
 	// terminated are the hosts with rules on HTTPS, in the order of the document.
 	terminated []string
+	secrets    []string // the names of all, sorted
 }
 
 // hosted are the rules for the hosts that one pattern covers and no narrower
@@ -87,6 +89,23 @@ func (s *ruleset) add(p pattern, h *hosted) {
 	if h.decides&onHTTPS != 0 {
 		s.terminated = append(s.terminated, p.String())
 	}
+}
+
+// collectSecrets notes which secrets the rules refer to.
+func (s *ruleset) collectSecrets() {
+	names := map[string]bool{}
+	for _, hosts := range []map[string]*hosted{s.hosts.exact, s.hosts.below} {
+		for _, h := range hosts {
+			for _, rule := range h.rules {
+				for _, injection := range rule.inject {
+					for name := range injection.Value.Secrets() {
+						names[name] = true
+					}
+				}
+			}
+		}
+	}
+	s.secrets = slices.Sorted(maps.Keys(names))
 }
 
 // find returns the rules for a host, nil for none.

@@ -136,6 +136,23 @@ func validValue(s string) bool {
 	return strings.Trim(s, " \t") == s
 }
 
+// MaxSecret bounds the value of a secret, in bytes.
+const MaxSecret = 64 << 10
+
+// CheckSecret says why a value cannot be a secret's: every header that refers to
+// it must be able to carry it. The error completes the sentence "the value ...".
+func CheckSecret(value secret.String) error {
+	switch {
+	case value.Empty():
+		return errors.New("is empty")
+	case len(value.Reveal()) > MaxSecret:
+		return fmt.Errorf("has more than %d bytes", MaxSecret)
+	case !validValue(value.Reveal()):
+		return errors.New("has a control character, or a space at its beginning or end, which no header may have")
+	}
+	return nil
+}
+
 // MaxSecretName bounds the name of a secret, in bytes.
 const MaxSecretName = 64
 

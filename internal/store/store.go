@@ -18,6 +18,9 @@ var ErrNotFound = errors.New("record not found")
 // ErrExists is returned by the Create methods when the id is taken.
 var ErrExists = errors.New("record exists")
 
+// ErrLimit is returned to who has as many records as it may have.
+var ErrLimit = errors.New("too many records")
+
 // ErrFull is returned when the medium has no room for the change. Nothing of
 // the change was kept.
 var ErrFull = errors.New("no room left on the storage device")

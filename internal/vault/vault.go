@@ -15,14 +15,8 @@ import (
 	"github.com/moat-sandbox/moat/internal/store"
 )
 
-// Limits of what one team may keep.
-const (
-	MaxValue   = 64 << 10 // bytes of one value
-	MaxSecrets = 1000
-)
-
-// ErrFull is returned to a team that has MaxSecrets.
-var ErrFull = errors.New("the team has too many secrets")
+// MaxSecrets is how many secrets a team may have.
+const MaxSecrets = 1000
 
 // Config is what a Vault is made of; every field is required.
 type Config struct {
@@ -84,8 +78,8 @@ func (v *Vault) Secret(team, name string) (secret.String, bool) {
 	return value, ok
 }
 
-// Set creates or replaces a team's secret. Once it returns, requests carry the
-// new value.
+// Set creates or replaces a team's secret: store.ErrLimit for a team that has
+// MaxSecrets. Once it returns, requests carry the new value.
 func (v *Vault) Set(ctx context.Context, team, name string, value secret.String) (store.Secret, error) {
 	sealed, err := v.Master.Seal(purpose, subject(team, name), []byte(value.Reveal()))
 	if err != nil {
@@ -101,7 +95,7 @@ func (v *Vault) Set(ctx context.Context, team, name string, value secret.String)
 	case !errors.Is(err, store.ErrNotFound):
 		return store.Secret{}, fmt.Errorf("set secret: %w", err)
 	case v.count(team) >= MaxSecrets:
-		return store.Secret{}, ErrFull
+		return store.Secret{}, fmt.Errorf("set secret: %w", store.ErrLimit)
 	}
 	if err := v.Store.PutSecret(ctx, record); err != nil {
 		return store.Secret{}, fmt.Errorf("set secret: %w", err)
