@@ -53,15 +53,17 @@ func updateNetwork(c *call) error {
 	if err != nil {
 		return err
 	}
-	if _, err := c.compileNew(document); err != nil {
-		return err
-	}
 	record, err := c.sandbox()
 	if err != nil {
 		return err
 	}
-	document.Rules = record.Network.Rules // they are for life, whatever else is replaced
-	if _, err := c.Compile(document); err != nil {
+	// An update replaces lists. E2B's rules are settled at create: to say nothing of
+	// them leaves them alone, while Cube's are cleared like all else.
+	keep := !body.saysRules() && len(record.Network.Rules.Hosts) > 0
+	if keep {
+		document.Rules = record.Network.Rules
+	}
+	if _, err := c.compileNew(document); err != nil {
 		return err
 	}
 	if err := said.keeps(record.Ingress); err != nil {
@@ -69,7 +71,7 @@ func updateNetwork(c *call) error {
 	}
 	ctx, cancel := c.lasting()
 	defer cancel()
-	receipt, err := c.Engine.SetNetwork(ctx, c.id, sandbox.NetworkChange{Document: document, Internet: internet})
+	receipt, err := c.Engine.SetNetwork(ctx, c.id, sandbox.NetworkChange{Document: document, Internet: internet, KeepRules: keep})
 	if err != nil {
 		return err
 	}

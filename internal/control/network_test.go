@@ -47,12 +47,11 @@ func TestUpdateNetworkReplacesAll(t *testing.T) {
 // for word.
 const denyAllMissing = "When specifying allowed domains in allow out, you must include 'ALL_TRAFFIC' in deny out to block all other traffic."
 
-// What has a rule stays allowed without a denial of all else for the life of
-// the sandbox: rules come with the create and no update replaces them.
+// E2B's rules come with the create: an update that says nothing of them leaves
+// them, and what has a rule stays allowed without a denial of all else. One that
+// does replaces them. Cube's are cleared as all that is left out.
 func TestUpdateKeepsWhatHasRules(t *testing.T) {
-	r := newRig(t, func(c *Config) {
-		c.Compile = func(d policy.Document) (*policy.Policy, error) { return policy.Parse(d, policy.Options{Rules: true}) }
-	})
+	r := newRig(t)
 	id := r.create(keyA, "").SandboxID
 	path := "/sandboxes/" + id + "/network"
 	rules := policy.Rules{Hosts: []policy.HostRule{{Host: "api.example.com", Strict: true}}}
@@ -65,6 +64,16 @@ func TestUpdateKeepsWhatHasRules(t *testing.T) {
 		}
 	}
 	r.send(keyA, "PUT", path, `{"allowOut":["other.example.com"]}`).want(http.StatusBadRequest, denyAllMissing)
+	r.send(keyA, "PUT", path, `{"allowOut":["api.example.com"],"rules":{}}`).want(http.StatusBadRequest, denyAllMissing)
+	r.send(keyA, "PUT", path, `{"allowOut":["other.example.com"],"rules":{"other.example.com":[]}}`).want(http.StatusNoContent)
+	if got := r.record(id).Network.Rules.Hosts; len(got) != 1 || got[0].Host != "other.example.com" {
+		t.Errorf("replaced rules: %+v", got)
+	}
+	r.send(keyA, "PUT", path, `{"rules":[{"name":"r","match":{"host":"x.com"},"action":{"allow":true}}]}`).want(http.StatusNoContent)
+	r.send(keyA, "PUT", path, `{"rules":null}`).want(http.StatusNoContent)
+	if got := r.record(id).Network.Rules; got.Ordered != nil || got.Hosts != nil {
+		t.Errorf("cleared rules: %+v", got)
+	}
 }
 
 func TestGetShowsTheNetworkInForce(t *testing.T) {

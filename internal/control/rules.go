@@ -45,6 +45,10 @@ type orderedRule struct {
 // secretText is a string of a body that no error may show.
 type secretText string
 
+// saysRules reports whether there is something about rules, if only that there
+// shall be none.
+func (n *networkBody) saysRules() bool { return n.Rules != nil && n.Rules.Kind() != 'n' }
+
 // rules reads network.rules of either shape; prefix is where it stands.
 func (n *networkBody) rules(prefix string) (policy.Rules, error) {
 	field := prefix + "rules"

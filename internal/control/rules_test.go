@@ -54,7 +54,7 @@ var badNetworks = []struct{ network, text string }{
 	{`{"egressProxy":{"address":"proxy.example.com:1080","pass":"hunter2"}}`, "network.egressProxy.pass is not a setting"},
 	{`{"egressProxy":{"address":"169.254.169.254:80"}}`, "Invalid egress proxy config: 169.254.169.254 is never reachable"},
 	{`{"dns":"off"}`, `network.dns must be "synthetic" or "strict", got "off"`},
-	{`{"allowOut":["x.com"],"rules":{"y.com":[]}}`, "domain filtering is not available yet"},
+	{`{"allowOut":["x.com"],"rules":{"y.com":[]}}`, denyAllMissing},
 }
 
 func TestNetworkRulesRefusals(t *testing.T) {

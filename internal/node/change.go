@@ -71,13 +71,21 @@ func (n *Node) amend(ctx context.Context, id string, edit func(*store.Sandbox) e
 // data plane has confirmed the new policy, flows it denies are cut and the
 // record says the same. On error the old policy holds and is what is stored.
 func (n *Node) SetNetwork(ctx context.Context, id string, change sandbox.NetworkChange) (sandbox.Receipt, error) {
-	open, sealed, err := n.seal(id, change.Document)
-	if err != nil {
-		return sandbox.Receipt{}, err
-	}
 	receipt, _, err := n.renew(ctx, id, func(s *store.Sandbox) error {
 		if change.IfGeneration != 0 && change.IfGeneration != s.Generation {
 			return sandbox.ErrGeneration
+		}
+		doc := change.Document
+		if change.KeepRules {
+			old, err := n.unseal(*s)
+			if err != nil {
+				return err
+			}
+			doc.Rules = old.Rules
+		}
+		open, sealed, err := n.seal(id, doc)
+		if err != nil {
+			return err
 		}
 		s.Network, s.NetworkSecrets, s.InternetAccess = open, sealed, change.Internet
 		if !change.KeepGrants {

@@ -2,6 +2,7 @@ package node
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -37,21 +38,18 @@ func (n *Node) seal(id string, doc policy.Document) (open policy.Document, seale
 	return doc.WithoutSecrets(), sealed, nil
 }
 
-// policyOf compiles what a record says the sandbox may reach now, with the
-// secrets that are sealed in it. It is the only way to a policy that is put in
-// force.
-func (n *Node) policyOf(record store.Sandbox) (*policy.Policy, error) {
-	doc := record.Policy(time.Now())
+// unseal returns a record's network document with its secrets.
+func (n *Node) unseal(record store.Sandbox) (policy.Document, error) {
 	if len(record.NetworkSecrets) == 0 {
-		return n.Compile(doc)
+		return record.Network, nil
 	}
 	raw, err := n.Master.Open(sealPurpose, record.ID, record.NetworkSecrets)
 	if err != nil {
-		return nil, fmt.Errorf("network document: %w", err)
+		return policy.Document{}, fmt.Errorf("network document: %w", err)
 	}
 	var values []*string
-	if err := json.Unmarshal(raw, &values); err != nil {
-		return nil, fmt.Errorf("network document: its secrets are damaged")
+	if json.Unmarshal(raw, &values) != nil { // whose error could repeat some of it
+		return policy.Document{}, errors.New("network document: its secrets are damaged")
 	}
 	secrets := make([]secret.String, len(values))
 	for i, v := range values {
@@ -59,8 +57,15 @@ func (n *Node) policyOf(record store.Sandbox) (*policy.Policy, error) {
 			secrets[i] = secret.New(*v)
 		}
 	}
-	if doc, err = doc.WithSecrets(secrets); err != nil {
+	return record.Network.WithSecrets(secrets)
+}
+
+// policyOf compiles what a record says the sandbox may reach now, with the
+// secrets that are sealed in it. It is the only way to a policy that is put in
+// force.
+func (n *Node) policyOf(record store.Sandbox) (_ *policy.Policy, err error) {
+	if record.Network, err = n.unseal(record); err != nil {
 		return nil, err
 	}
-	return n.Compile(doc)
+	return n.Compile(record.Policy(time.Now()))
 }

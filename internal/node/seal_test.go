@@ -88,16 +88,23 @@ func TestNetworkSecretsAreSealed(t *testing.T) {
 		t.Fatal(err)
 	}
 	want(n, record, "Bearer sk-second", "pw-second")
+	// Rules that nobody speaks of stay, with what they inject.
+	kept := policy.Document{Rules: record.Network.Rules, EgressProxy: injecting("", "pw-third").EgressProxy}
+	if _, err := n.SetNetwork(t.Context(), record.ID, sandbox.NetworkChange{Document: kept, KeepRules: true}); err != nil {
+		t.Fatal(err)
+	}
+	want(n, record, "Bearer sk-second", "pw-third")
+
 	n.Close()
 	second := r.open()
 	defer second.Close()
-	want(second, record, "Bearer sk-second", "pw-second")
+	want(second, record, "Bearer sk-second", "pw-third")
 
 	raw, err := os.ReadFile(r.path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, secret := range []string{"sk-first", "pw-first", "sk-never", "sk-second", "pw-second"} {
+	for _, secret := range []string{"sk-first", "pw-first", "sk-never", "sk-second", "pw-second", "pw-third"} {
 		if bytes.Contains(raw, []byte(secret)) {
 			t.Errorf("%s is in the store's file", secret)
 		}

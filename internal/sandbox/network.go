@@ -17,6 +17,9 @@ type NetworkChange struct {
 	// IfGeneration is the number that the network must still have, or else
 	// ErrGeneration; 0 means any.
 	IfGeneration uint64
+	// KeepRules leaves the rules about requests as they are, with their secrets;
+	// those of Document are the same without.
+	KeepRules bool
 	// KeepGrants leaves the temporary grants alone. Otherwise they end: the
 	// document alone says what is reachable.
 	KeepGrants bool
