@@ -76,6 +76,7 @@ func (c *cli) root() *cobra.Command {
 		c.urlCommand(),
 		c.netCommand(),
 		c.tokenCommand(),
+		c.secretCommand(),
 		c.templateCommand(),
 		c.keyCommand(),
 		c.caCommand(),

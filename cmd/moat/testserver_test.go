@@ -29,6 +29,7 @@ import (
 	"github.com/moat-sandbox/moat/internal/secret"
 	"github.com/moat-sandbox/moat/internal/store"
 	"github.com/moat-sandbox/moat/internal/store/bolt"
+	"github.com/moat-sandbox/moat/internal/vault"
 )
 
 // testServer is a server with the real API, gateway, store and guest daemons.
@@ -65,11 +66,15 @@ func startServer(t started, dir string) *testServer {
 	flows, err := audit.New(audit.Config{})
 	must(t, err)
 	s.flows, e.flows = flows, flows
+	master, err := secret.OpenMaster(filepath.Join(s.dataDir, "master.key"))
+	must(t, err)
+	secrets, err := vault.Open(context.Background(), vault.Config{Store: records, Master: master, Logger: log})
+	must(t, err)
 	lifetime, end := context.WithCancel(context.Background())
 	t.Cleanup(end)
 	a, err := control.New(control.Config{
-		Store: records, Flows: flows, Lifetime: lifetime, Engine: e, Templates: &templates{}, Domain: testDomain, Scheme: "http", MaxTimeout: time.Hour, Logger: log,
-		Compile: func(d policy.Document) (*policy.Policy, error) { return policy.Parse(d, policy.Options{}) },
+		Store: records, Secrets: secrets, Flows: flows, Lifetime: lifetime, Engine: e, Templates: &templates{}, Domain: testDomain, Scheme: "http", MaxTimeout: time.Hour, Logger: log,
+		Compile: func(d policy.Document) (*policy.Policy, error) { return policy.Parse(d, policy.Options{Rules: true}) },
 	})
 	must(t, err)
 	tcp, err := net.Listen("tcp", "127.0.0.1:0")
