@@ -68,7 +68,7 @@ func TestAdoptKeepsFlowsAndNeverOpens(t *testing.T) {
 		if err := again.Adopt(context.Background(), []Tenant{{Slot: loaded, Policy: p}}); err != nil {
 			t.Fatal(err)
 		}
-		n.rules, n.tracker, n.lock, n.adopted, n.slots = again.rules, again.tracker, again.lock, again.adopted, again.slots
+		n.rules, n.tracker, n.barrier, n.lock, n.adopted, n.slots = again.rules, again.tracker, again.barrier, again.lock, again.adopted, again.slots
 	}
 	close(stop)
 	busy.Wait()

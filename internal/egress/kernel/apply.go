@@ -4,9 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/moat-sandbox/moat/internal/policy"
 )
@@ -35,7 +32,7 @@ func (n *Network) Apply(ctx context.Context, s Slot, p *policy.Policy) (Receipt,
 	if !wasOpen { // there are no flows
 		return Receipt{}, nil
 	}
-	waitForPackets()
+	n.barrier.wait()
 	cut, err := n.tracker.endDenied(n.layout, s, p)
 	if err != nil {
 		return Receipt{}, fmt.Errorf("apply policy to slot %d: the rules are in force, but not all flows are ended: %w", s.Index, err)
@@ -89,17 +86,6 @@ func (n *Network) checkNever(p *policy.Policy) error {
 	return nil
 }
 
-// waitForPackets returns when every packet that was judged by earlier rules
-// has been dealt with, so that none of them can still begin a flow. The kernel
-// handles a packet inside one RCU section; the barrier waits for all of those.
-func waitForPackets() {
-	const global = 1 // MEMBARRIER_CMD_GLOBAL
-	if _, _, errno := unix.Syscall(unix.SYS_MEMBARRIER, global, 0, 0); errno != 0 {
-		// Not on offer (nohz_full, seccomp). A packet takes microseconds.
-		time.Sleep(20 * time.Millisecond)
-	}
-}
-
 // Adopt takes over the slots that an earlier process left running. All rules
 // of the instance are replaced by those of this process; at every moment the
 // old, the new or both are in force, so nothing opens that should not, and
@@ -118,14 +104,14 @@ func (n *Network) Adopt(ctx context.Context, tenants []Tenant) error {
 	if err != nil {
 		return fmt.Errorf("adopt slots: %w", err)
 	}
-	if err := n.rules.renew(planBase(n.layout, n.never), plans); err != nil {
+	if err := n.rules.renew(n.barrier, planBase(n.layout, n.never), plans); err != nil {
 		return fmt.Errorf("adopt slots: %w", err)
 	}
 	n.adopted = true
 	for _, plan := range plans {
 		n.slots[plan.slot.Index] = &state{open: true, sets: plan.setNames()} // open as far as we know
 	}
-	waitForPackets()
+	n.barrier.wait()
 	if err := n.tracker.endOthers(n.layout, tenants); err != nil {
 		return fmt.Errorf("adopt slots: the rules are in force, but not all flows are ended: %w", err)
 	}

@@ -399,7 +399,7 @@ func reopen(t *testing.T, n *Network) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n.rules, n.tracker, n.lock, n.adopted = again.rules, again.tracker, again.lock, again.adopted
+	n.rules, n.tracker, n.barrier, n.lock, n.adopted = again.rules, again.tracker, again.barrier, again.lock, again.adopted
 }
 
 // A firewall that is reloaded begins with "flush ruleset". That must not open

@@ -50,6 +50,7 @@ type Network struct {
 
 	rules   *rules
 	tracker *tracker
+	barrier *barrier
 
 	mu      sync.Mutex
 	adopted bool           // the tables in the kernel are those of this process
@@ -136,6 +137,9 @@ func (n *Network) start() (err error) {
 	if n.tracker, err = openTracker(); err != nil {
 		return err
 	}
+	if n.barrier, err = openBarrier(); err != nil {
+		n.log.Info("changes of policy take some 10 ms longer", "error", err)
+	}
 	if n.rules, err = openRules(n.table()); err != nil {
 		return err
 	}
@@ -151,7 +155,7 @@ func (n *Network) layTables() error {
 	if err != nil || len(tables) > 0 {
 		return err
 	}
-	if err := n.rules.renew(planBase(n.layout, n.never), nil); err != nil {
+	if err := n.rules.renew(n.barrier, planBase(n.layout, n.never), nil); err != nil {
 		return fmt.Errorf("lay the tables: %w", err)
 	}
 	n.adopted = true
@@ -222,6 +226,9 @@ func (n *Network) Close() error {
 	var errs []error
 	if n.tracker != nil {
 		n.tracker.close()
+	}
+	if n.barrier != nil {
+		errs = append(errs, n.barrier.close())
 	}
 	if n.rules != nil {
 		errs = append(errs, n.rules.close())

@@ -39,7 +39,7 @@ func deleteTables(t *transaction, tables []*nftables.Table) {
 
 // renew puts new rules in the place of all that there are: the new tables come
 // beside the old ones, both judge for a while, then the old ones go.
-func (r *rules) renew(base basePlan, slots []slotPlan) error {
+func (r *rules) renew(b *barrier, base basePlan, slots []slotPlan) error {
 	place, err := r.freePlace()
 	if err != nil {
 		return err
@@ -55,7 +55,7 @@ func (r *rules) renew(base basePlan, slots []slotPlan) error {
 	if err := r.arm(base); err != nil {
 		return err
 	}
-	return r.retire(old)
+	return r.retire(b, old)
 }
 
 // freePlace finds a place for new tables. Tables are in both places if a
@@ -85,14 +85,14 @@ func (r *rules) freePlace() (string, error) {
 
 // retire removes tables. Their hooks go first, so that no packet is still
 // being judged when the maps go that it needs.
-func (r *rules) retire(old []*nftables.Table) error {
+func (r *rules) retire(b *barrier, old []*nftables.Table) error {
 	if len(old) == 0 {
 		return nil
 	}
 	if err := r.disarm(old); err != nil {
 		return err
 	}
-	waitForPackets()
+	b.wait()
 	t := newTransaction()
 	deleteTables(t, old)
 	return r.commit(t)
