@@ -94,7 +94,9 @@ func (n *Network) build(s Slot) error {
 }
 
 // Destroy removes a slot and every trace of it. What runs in its namespace
-// loses its network at once. It is no error if there is no such slot.
+// loses its network at once. The kernel takes long to delete interfaces; those
+// of the slot, set down by then, vanish a moment after Destroy has returned, and
+// with them its number becomes free. It is no error if there is no such slot.
 func (n *Network) Destroy(ctx context.Context, s Slot) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("destroy slot %d: %w", s.Index, err)
@@ -106,34 +108,51 @@ func (n *Network) Destroy(ctx context.Context, s Slot) error {
 	if err != nil {
 		return fmt.Errorf("destroy slot %d: %w", s.Index, err)
 	}
-	defer st.mu.Unlock()
-	if err := n.demolish(s, st); err != nil {
+	if err := n.silence(s, st); err != nil {
+		st.mu.Unlock()
 		return fmt.Errorf("destroy slot %d: %w", s.Index, err)
 	}
+	n.removals.Go(func() {
+		defer st.mu.Unlock()
+		if err := n.vanish(s, st); err != nil {
+			n.log.Error("a network slot that is not used any more is still there", "slot", s.Index, "error", err)
+		}
+	})
 	return nil
 }
 
 // demolish takes down whatever there is of a slot; the caller holds its lock.
-// The interface stops first and the rules go while it is down, so that nothing
-// passes without them. After an error it can be called again.
+// After an error it can be called again.
 func (n *Network) demolish(s Slot, st *state) error {
+	if err := n.silence(s, st); err != nil {
+		return err
+	}
+	return n.vanish(s, st)
+}
+
+// silence ends all that a slot does. The interface stops first and the rules go
+// while it is down, so that nothing passes without them.
+func (n *Network) silence(s Slot, st *state) error {
 	if err := lower(s.HostIf); err != nil {
 		return err
 	}
 	if err := n.removeRules(s, st.sets); err != nil {
 		return err
 	}
-	if err := removePair(s.HostIf); err != nil {
-		return err
-	}
-	// The interface is gone, so nothing begins a flow any more: the address is
-	// clean for its next tenant. A slot that was never open has none to end.
+	// Nothing begins a flow any more: the address is clean for its next tenant. A
+	// slot that was never open has none to end.
 	if st.open {
+		n.barrier.wait()
 		if _, err := n.tracker.endDenied(n.layout, s, nil); err != nil {
 			return err
 		}
 	}
-	if err := removeNamespace(s.NetNS); err != nil {
+	return removeNamespace(s.NetNS)
+}
+
+// vanish removes the interfaces of a silent slot and forgets it.
+func (n *Network) vanish(s Slot, st *state) error {
+	if err := removePair(s.HostIf); err != nil {
 		return err
 	}
 	st.gone = true

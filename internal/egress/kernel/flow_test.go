@@ -131,6 +131,7 @@ func TestAttack31SlotReuse(t *testing.T) {
 	if count := countFlows(t, n, s); count != 0 {
 		t.Errorf("%d flows of the last tenant are known", count)
 	}
+	n.removals.Wait()
 	n.next = s.Index
 	again, err := n.Create(context.Background())
 	if err != nil {

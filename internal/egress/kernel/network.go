@@ -52,6 +52,8 @@ type Network struct {
 	tracker *tracker
 	barrier *barrier
 
+	removals sync.WaitGroup // of slots that are destroyed
+
 	mu      sync.Mutex
 	adopted bool           // the tables in the kernel are those of this process
 	slots   map[int]*state // every slot that has rules
@@ -223,6 +225,7 @@ func inside(outer, p netip.Prefix) bool {
 // Close lets go of the namespace. Slots, tables and flows stay as they are. No
 // other method may run at the time or be called afterwards.
 func (n *Network) Close() error {
+	n.removals.Wait()
 	var errs []error
 	if n.tracker != nil {
 		n.tracker.close()

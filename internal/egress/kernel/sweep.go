@@ -45,15 +45,18 @@ func (n *Network) Sweep(ctx context.Context, keep []Slot) error {
 		delete(traces, s.Index)
 	}
 	for _, index := range slices.Sorted(maps.Keys(traces)) {
-		if err := n.sweepSlot(ctx, index); err != nil {
+		if err := ctx.Err(); err != nil {
 			return fmt.Errorf("sweep slots: %w", err)
+		}
+		if err := n.sweepSlot(index); err != nil {
+			return fmt.Errorf("sweep slot %d: %w", index, err)
 		}
 		n.log.Info("orphaned network slot removed", "slot", index)
 	}
 	return nil
 }
 
-func (n *Network) sweepSlot(ctx context.Context, index int) error {
+func (n *Network) sweepSlot(index int) error {
 	s, err := n.slot(index)
 	if err != nil {
 		return err
@@ -64,7 +67,15 @@ func (n *Network) sweepSlot(ctx context.Context, index int) error {
 		n.slots[index] = &state{} // pieces without rules are destroyed alike
 	}
 	n.mu.Unlock()
-	return n.Destroy(ctx, s)
+	st, err := n.hold(s)
+	if errors.Is(err, ErrUnknownSlot) { // somebody else was faster
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer st.mu.Unlock()
+	return n.demolish(s, st)
 }
 
 // Uninstall removes all slots, used or not, and the tables. Settings of the
