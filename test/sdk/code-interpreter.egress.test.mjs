@@ -1,0 +1,4 @@
+import * as sdk from '@e2b/code-interpreter'
+import { egress } from './egress.mjs'
+
+egress('@e2b/code-interpreter', sdk)
