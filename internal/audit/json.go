@@ -27,6 +27,10 @@ type line struct {
 	Method     string    `json:"method,omitempty"`
 	Path       string    `json:"path,omitempty"`
 	Status     int       `json:"status,omitempty"`
+
+	Intercepted bool     `json:"intercepted,omitempty"`
+	Matched     string   `json:"matched,omitempty"`
+	Injected    []string `json:"injected,omitempty"`
 }
 
 // MarshalJSON implements json.Marshaler.
@@ -39,6 +43,7 @@ func (r Record) MarshalJSON() ([]byte, error) {
 		BytesUp: r.BytesUp, BytesDown: r.BytesDown,
 		DurationMs: float64(r.Duration.Microseconds()) / 1000,
 		Method:     r.Method, Path: r.Path, Status: r.Status,
+		Intercepted: r.Intercepted, Matched: r.Matched, Injected: r.Injected,
 	}
 	if addr := r.Dst.Addr(); addr.IsValid() {
 		l.Address = addr.String()

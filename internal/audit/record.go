@@ -111,6 +111,14 @@ type Record struct {
 	// DNS, Method is the type of the question.
 	Method, Path string
 	Status       int
+	// Intercepted says that the connection is TLS that was answered here, in the
+	// place of the server. Protocol TLS without it was passed through unseen.
+	Intercepted bool
+	// Matched is the rule about requests that decided, if one did.
+	Matched string
+	// Injected are the names of the headers that were set. Their values are
+	// nowhere in a record.
+	Injected []string
 }
 
 // How long the texts of a record may be, in bytes. A sandbox chooses some of
@@ -126,6 +134,7 @@ func (r *Record) bound() {
 	r.Name = clip(r.Name, maxText)
 	r.Reason = clip(r.Reason, maxText)
 	r.Entry = clip(r.Entry, maxText)
+	r.Matched = clip(r.Matched, maxText)
 	r.Method = clip(r.Method, maxMethod)
 	path, _, _ := strings.Cut(r.Path, "?")
 	r.Path = clip(path, maxPath)

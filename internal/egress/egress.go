@@ -81,6 +81,18 @@ func (e *ForbiddenError) Error() string {
 	return fmt.Sprintf("%v is never reachable: %s", e.Addr, e.Why)
 }
 
+// NotPermittedError says that a name has addresses, and Permit of the Target
+// takes none of them.
+type NotPermittedError struct {
+	Name string
+	Addr netip.Addr // the first of them
+}
+
+// Error implements error.
+func (e *NotPermittedError) Error() string {
+	return fmt.Sprintf("the policy allows neither the name %s nor its address %v", e.Name, e.Addr)
+}
+
 // Judge returns a *ForbiddenError if an address may not be contacted on behalf
 // of any sandbox. A nil table forbids all addresses.
 func Judge(never *policy.Never, addr netip.Addr) error {

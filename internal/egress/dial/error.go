@@ -18,7 +18,7 @@ type Kind uint8
 const (
 	// Unresolved: the name has no address, or nobody could be asked.
 	Unresolved Kind = iota + 1
-	// Forbidden: no address that is left may be reached.
+	// Forbidden: no address that there is may be reached.
 	Forbidden
 	// Refused: the destination does not listen.
 	Refused
@@ -66,7 +66,7 @@ func (e *Error) Reason() string {
 		if errors.As(e.Err, &forbidden) {
 			return fmt.Sprintf("%s leads to an address that is not reachable: %v", e.Target, forbidden)
 		}
-		var denied *NotPermittedError
+		var denied *egress.NotPermittedError
 		if errors.As(e.Err, &denied) {
 			return denied.Error()
 		}

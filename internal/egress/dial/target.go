@@ -46,17 +46,6 @@ func (d *Dialer) Dial(ctx context.Context, t egress.Target) (conn net.Conn, remo
 	return tcp, netip.AddrPortFrom(remote.Addr().Unmap(), remote.Port()), nil
 }
 
-// NotPermittedError says that a name has addresses, and the policy allows none.
-type NotPermittedError struct {
-	Name string
-	Addr netip.Addr // the first of them
-}
-
-// Error implements error.
-func (e *NotPermittedError) Error() string {
-	return fmt.Sprintf("the policy allows neither the name %s nor its address %v", e.Name, e.Addr)
-}
-
 // lookup returns the addresses of a name that are permitted.
 func (d *Dialer) lookup(ctx context.Context, name, target string, permit func(netip.Addr) bool) ([]netip.Addr, error) {
 	addrs, _, err := d.resolver.Lookup(ctx, name)
@@ -76,7 +65,7 @@ func (d *Dialer) lookup(ctx context.Context, name, target string, permit func(ne
 		}
 	}
 	if len(permitted) == 0 {
-		return nil, &Error{Target: target, Kind: Forbidden, Err: &NotPermittedError{Name: name, Addr: addrs[0]}}
+		return nil, &Error{Target: target, Kind: Forbidden, Err: &egress.NotPermittedError{Name: name, Addr: addrs[0]}}
 	}
 	return permitted, nil
 }

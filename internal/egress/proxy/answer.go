@@ -173,9 +173,29 @@ type explanation struct {
 	Host     string `json:"host,omitempty"`
 }
 
+// text returns the explanation as a line of JSON.
+func (e explanation) text() []byte {
+	text, err := json.Marshal(e)
+	if err != nil { // strings can always be marshalled
+		return nil
+	}
+	return append(text, '\n')
+}
+
 // deny answers a request that is not let through. The connection stays usable.
 func (x *exchange) deny() (more bool) {
-	return x.explain(http.StatusForbidden, "blocked by the sandbox's network policy", x.verdict.reason)
+	return x.explain(x.verdict.refusal())
+}
+
+// refusal says how a request that is not let through is answered.
+func (v verdict) refusal() (status int, what, reason string) {
+	switch v.rule {
+	case ruleHost:
+		return http.StatusMisdirectedRequest, "misdirected request", v.reason
+	case ruleSecret:
+		return http.StatusBadGateway, "the request cannot be completed", v.reason
+	}
+	return http.StatusForbidden, "blocked by the sandbox's network policy", v.reason
 }
 
 // refuse answers what cannot be understood, and ends the connection: where the
@@ -195,17 +215,14 @@ func (x *exchange) explain(status int, what, reason string) (more bool) {
 	if x.request != nil {
 		e.Host = x.request.Authority.String()
 	}
-	text, err := json.Marshal(e)
-	if err != nil {
-		text = nil
-	}
+	text := e.text()
 	x.startLine(status, http.StatusText(status))
 	x.line("Content-Type: application/json")
 	x.line("Cache-Control: no-store")
-	x.line("Content-Length: " + strconv.Itoa(len(text)+1))
-	err = x.endHead()
+	x.line("Content-Length: " + strconv.Itoa(len(text)))
+	err := x.endHead()
 	if err == nil && (x.request == nil || x.request.Method != http.MethodHead) {
-		_, _ = x.out.Write(append(text, '\n'))
+		_, _ = x.out.Write(text)
 		err = x.out.Flush()
 	}
 	x.broken = err != nil

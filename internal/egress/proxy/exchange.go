@@ -11,6 +11,7 @@ import (
 
 	"github.com/moat-sandbox/moat/internal/audit"
 	"github.com/moat-sandbox/moat/internal/egress/proxy/head"
+	"github.com/moat-sandbox/moat/internal/egress/proxy/rewrite"
 	"github.com/moat-sandbox/moat/internal/policy"
 )
 
@@ -20,6 +21,8 @@ type exchange struct {
 	began      time.Time
 	request    *head.Request // nil if there was none that can be understood
 	verdict    verdict
+	change     rewrite.Change
+	site       *site // over TLS, while the request is under way
 	body       *body // nil if there is none
 	keep       bool  // the client expects the connection to stay open
 	received   int64 // bytes of the request, without its body
@@ -40,11 +43,10 @@ func (x *exchange) serve() (more bool) {
 	if malformed != nil {
 		return x.refuse(malformed)
 	}
-	x.verdict = x.flow.judge(name, why)
 	x.keep = keepsAlive(x.request)
 	x.body = x.newBody()
-	if !x.verdict.allow {
-		x.status = http.StatusForbidden
+	if x.judge(name, why); !x.verdict.allow {
+		x.status, _, _ = x.verdict.refusal()
 		x.record() // before the client knows
 		more = x.deny()
 		return x.settleBody() && more
@@ -55,13 +57,49 @@ func (x *exchange) serve() (more bool) {
 	return more
 }
 
+// judge decides about the request, and finds out what is to be changed in it.
+func (x *exchange) judge(name policy.Name, why string) {
+	if x.sni != (policy.Name{}) && name != x.sni {
+		x.verdict = x.flow.refusal(ruleHost, fmt.Sprintf("the request is not for %v, for which the connection was opened", x.sni))
+		return
+	}
+	path, _, _ := strings.Cut(x.request.Target, "?")
+	x.verdict = x.flow.judge(question{name: name, why: why, request: &policy.Request{
+		Scheme: x.scheme(), Method: x.request.Method, Name: name, Addr: x.request.Authority.Addr,
+		Port: x.flow.original.Port(), Path: path, SNI: x.sni,
+	}})
+	x.change = x.flow.changeFor(&x.verdict)
+}
+
+// changeFor resolves what rules put into a request that they allow. If that is
+// not possible the request is refused.
+func (f *flow) changeFor(v *verdict) rewrite.Change {
+	if !v.allow {
+		return rewrite.Change{}
+	}
+	change, err := rewrite.New(v.action, v.team, f.proxy.secrets)
+	if err != nil {
+		rule := v.action.Rule
+		v.deny(ruleSecret, err.Error())
+		v.entry = rule
+	}
+	return change
+}
+
+func (s *session) scheme() string {
+	if s.sni != (policy.Name{}) {
+		return schemeHTTPS
+	}
+	return schemeHTTP
+}
+
 // target returns the name that the request is for. Without one, why says so.
 func (x *exchange) target() (name policy.Name, why string, malformed *head.Error) {
 	a := x.request.Authority
-	if a.Port != 0 && a.Port != policy.PortHTTP {
+	if own := x.flow.original.Port(); a.Port != 0 && a.Port != own {
 		return name, "", &head.Error{
 			Status: http.StatusBadRequest,
-			What:   fmt.Sprintf("the request is for port %d, the connection to port %d", a.Port, policy.PortHTTP),
+			What:   fmt.Sprintf("the request is for port %d, the connection to port %d", a.Port, own),
 		}
 	}
 	switch {
@@ -86,7 +124,7 @@ func (x *exchange) forward() (more bool) {
 	} else {
 		x.body.send(func() { x.startWatch(ctx, cancel) })
 	}
-	answer, err := x.transport.RoundTrip(x.outgoing(ctx))
+	answer, err := x.roundTrip(x.outgoing(ctx))
 	x.endInterim()
 	switch {
 	case err != nil:
@@ -95,6 +133,19 @@ func (x *exchange) forward() (more bool) {
 		return x.upgrade(answer)
 	}
 	return x.answer(answer)
+}
+
+// roundTrip sends a request to where the verdict says.
+func (x *exchange) roundTrip(r *http.Request) (*http.Response, error) {
+	if x.transport != nil {
+		return x.transport.RoundTrip(r)
+	}
+	s, err := x.flow.openSite(x.sni)
+	if err != nil {
+		return nil, dialError{err}
+	}
+	x.site = s
+	return s.h1.RoundTrip(r)
 }
 
 // fail answers for a server that did not.
@@ -122,9 +173,13 @@ func (x *exchange) fail(ctx context.Context, err error) (more bool) {
 
 // record writes what became of the request.
 func (x *exchange) record() {
-	x.verdict.overrule(x.flow.finish())
+	if x.site != nil {
+		x.site.leave()
+		x.site = nil
+	}
+	x.verdict.overrule(x.flow.finish(x.verdict.visit))
 	r := audit.Record{
-		Time: x.began, Protocol: audit.HTTP, Dst: x.remote, Status: x.status,
+		Time: x.began, Protocol: audit.HTTP, Dst: x.remote, Status: x.status, Intercepted: x.sni != policy.Name{},
 		BytesUp: uint64(x.received), BytesDown: uint64(x.sent.bytes - x.sentBefore),
 	}
 	if x.body != nil {
@@ -135,5 +190,5 @@ func (x *exchange) record() {
 		path, _, _ := strings.Cut(x.request.Target, "?")
 		r.Path = strings.Clone(path) // does not keep the query in memory
 	}
-	x.flow.record(x.verdict, r)
+	x.flow.recordRequest(x.verdict, x.change, r)
 }

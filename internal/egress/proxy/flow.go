@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/moat-sandbox/moat/internal/audit"
@@ -28,14 +30,16 @@ type flow struct {
 	// Guarded by box.mu:
 
 	decided bool // it was judged, and does not count as undecided any more
-	// to is where the flow goes now, and remote the address it is connected to,
-	// once it is. An HTTP connection goes nowhere between two requests.
-	to     destination
-	remote netip.AddrPort
+	// visits are what the flow does now. An HTTP connection does nothing between
+	// two requests, and over HTTP/2 many things at a time.
+	visits []*visit
 	// upstreams are the flow's connections, those that wait for a next request
 	// included.
 	upstreams map[*upstream]struct{}
 	ended     *verdict // why the flow was cut; nil while it was not
+	leaving   bool     // it has come to its end: no more streams
+
+	streams sync.WaitGroup // handlers of HTTP/2; added to with box.mu held and leaving not set
 }
 
 // upstream is a connection to the internet that belongs to a flow.
@@ -43,7 +47,8 @@ type upstream struct {
 	*net.TCPConn
 	flow   *flow
 	to     destination
-	remote netip.AddrPort
+	policy *policy.Policy // under which it was made
+	remote netip.AddrPort // not valid if it is not known
 }
 
 // serve handles the connection to its end.
@@ -62,34 +67,55 @@ func (f *flow) serve() {
 	case policy.PortHTTP:
 		f.serveHTTP()
 	default:
-		f.refuseRaw(f.judge(policy.Name{}, fmt.Sprintf("names count on ports %d and %d only", policy.PortHTTP, policy.PortHTTPS)))
+		f.serveAny()
 	}
+}
+
+// serveAny judges a connection to a port on which names do not count, by
+// address.
+func (f *flow) serveAny() {
+	v := f.judge(question{why: fmt.Sprintf("names count on ports %d and %d only", policy.PortHTTP, policy.PortHTTPS)})
+	if !v.allow {
+		f.refuseRaw(v)
+		return
+	}
+	f.forward(v, nil, audit.TCP)
 }
 
 func (f *flow) leave() {
 	f.cancel()
 	_ = f.client.Close()
+	f.box.mu.Lock()
+	f.leaving = true
+	f.box.mu.Unlock()
+	f.streams.Wait()
 	f.box.leave(f)
 	f.proxy.boxes.release(f.box)
 }
 
 // judge decides about the flow by the policy that is in force now. If that
-// allows it, the flow counts as going there until finish. The order matters:
-// an update puts its policy where Tenants finds it and then looks at all
-// flows. It finds this one, or this one finds the policy.
-func (f *flow) judge(name policy.Name, why string) verdict {
+// allows it, the flow has a visit until finish. The order matters: an update
+// puts its policy where Tenants finds it and then looks at all flows. It finds
+// this one, or this one finds the policy.
+func (f *flow) judge(q question) verdict {
 	b := f.box
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	f.decide()
 	t, err := f.tenant()
 	if err != nil {
-		v := decide(egress.Tenant{}, f.original, name, why)
+		v := decide(egress.Tenant{}, f.original, q)
 		v.deny(ruleEnded, err.Error())
 		return v
 	}
-	v := decide(t, f.original, name, why)
-	f.to = v.to
+	v := decide(t, f.original, q)
+	if v.allow && v.opens == nil {
+		v.visit = &visit{to: v.to, policy: t.Policy, request: q.request, cancel: q.cancel}
+		if q.hello {
+			v.visit.unseen = q.name
+		}
+		f.visits = append(f.visits, v.visit)
+	}
 	return v
 }
 
@@ -122,12 +148,16 @@ func (f *flow) tenant() (egress.Tenant, error) {
 	return t, nil
 }
 
-// finish says that the flow goes nowhere any more. It returns why, if it was
-// cut.
-func (f *flow) finish() *verdict {
+// finish ends a visit; nil is none. It returns why, if it was cut.
+func (f *flow) finish(v *visit) *verdict {
 	f.box.mu.Lock()
 	defer f.box.mu.Unlock()
-	f.to, f.remote = destination{}, netip.AddrPort{}
+	if i := slices.Index(f.visits, v); i >= 0 {
+		f.visits = slices.Delete(f.visits, i, i+1)
+	}
+	if v != nil && v.ended != nil {
+		return v.ended
+	}
 	return f.ended
 }
 
@@ -138,31 +168,40 @@ const dialTimeout = 30 * time.Second
 func (f *flow) dial(to destination) (*upstream, error) {
 	ctx, cancel := context.WithTimeout(f.ctx, dialTimeout)
 	defer cancel()
-	var conn net.Conn
-	var err error
-	if to.name != (policy.Name{}) {
-		conn, err = f.proxy.dialer.DialName(ctx, to.name.String(), to.addr.Port())
-	} else {
-		conn, err = f.proxy.dialer.DialAddr(ctx, to.addr)
-	}
+	f.box.mu.Lock()
+	t, err := f.tenant()
+	f.box.mu.Unlock()
 	if err != nil {
 		return nil, err
 	}
+	conn, remote, err := f.proxy.dial(ctx, to.target(t.Policy))
+	if err != nil {
+		return nil, err
+	}
+	return f.attach(&upstream{TCPConn: conn, flow: f, to: to, policy: t.Policy, remote: remote})
+}
+
+// dial connects to a target. The remote address is not valid where it is not
+// known.
+func (p *Proxy) dial(ctx context.Context, t egress.Target) (*net.TCPConn, netip.AddrPort, error) {
+	conn, remote, err := p.dialer.Dial(ctx, t)
+	if err != nil {
+		return nil, remote, err
+	}
 	tcp, ok := conn.(*net.TCPConn)
 	if !ok {
-		return nil, errors.Join(fmt.Errorf("the dialler gave a %T", conn), conn.Close())
+		return nil, remote, errors.Join(fmt.Errorf("the dialler gave a %T", conn), conn.Close())
 	}
-	return f.attach(tcp, to)
+	return tcp, remote, nil
 }
 
 // attach makes a fresh connection known, so that the end of the flow finds it.
 // That may have come while it was made.
-func (f *flow) attach(conn *net.TCPConn, to destination) (*upstream, error) {
-	up := &upstream{TCPConn: conn, flow: f, to: to, remote: addrOf(conn.RemoteAddr())}
+func (f *flow) attach(up *upstream) (*upstream, error) {
 	f.box.mu.Lock()
 	defer f.box.mu.Unlock()
 	if err := f.ctx.Err(); err != nil {
-		reset(conn)
+		reset(up.TCPConn)
 		return nil, err
 	}
 	if f.upstreams == nil {
@@ -180,32 +219,25 @@ func (u *upstream) Close() error {
 	return u.TCPConn.Close()
 }
 
-// use says that the flow goes over this connection now.
-func (u *upstream) use() {
-	u.flow.box.mu.Lock()
-	defer u.flow.box.mu.Unlock()
-	u.flow.remote = u.remote
-}
-
-// reevaluate cuts the flow if the next policy denies where it goes, and what
-// it keeps connected for later if that is denied. It reports whether the flow
-// was cut. The caller holds box.mu.
-func (f *flow) reevaluate(next egress.Tenant) bool {
+// reevaluate cuts what the flow does and the next policy denies, and what it
+// keeps connected for later if that is denied. It reports whether anything was
+// cut. The caller holds box.mu.
+func (f *flow) reevaluate(next egress.Tenant) (cut bool) {
 	if f.ended != nil {
 		return false
 	}
-	if f.to != (destination{}) && !permits(next.Policy, f.to, f.remote) {
-		v := verdict{generation: next.Generation}
-		v.set(f.to.judge(next.Policy), destination{})
-		v.reason = "cut by an update of the policy: " + v.reason
-		return f.cut(v)
+	for _, v := range f.visits {
+		if why, permitted := v.judge(next); !permitted {
+			why.reason = "cut by an update of the policy: " + why.reason
+			cut = f.end(v, why) || cut
+		}
 	}
 	for up := range f.upstreams {
-		if !permits(next.Policy, up.to, up.remote) {
+		if !permits(next.Policy, up.to, up.remote) || !sameWay(up.policy, next.Policy) {
 			reset(up.TCPConn)
 		}
 	}
-	return false
+	return cut
 }
 
 // cut resets the flow's connections. It reports whether that was done now. The

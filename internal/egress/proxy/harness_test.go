@@ -2,6 +2,8 @@ package proxy_test
 
 import (
 	"context"
+	"crypto/x509"
+	"encoding/json"
 	"fmt"
 	"io"
 	"log/slog"
@@ -9,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -17,13 +20,37 @@ import (
 
 	"github.com/moat-sandbox/moat/internal/audit"
 	"github.com/moat-sandbox/moat/internal/egress"
+	"github.com/moat-sandbox/moat/internal/egress/intercept"
 	"github.com/moat-sandbox/moat/internal/egress/proxy"
 	"github.com/moat-sandbox/moat/internal/policy"
+	"github.com/moat-sandbox/moat/internal/secret"
 )
 
 // attacker is the address that sandboxes connect to unless a test says
 // otherwise. No policy of these tests allows it, and nobody ever dials it.
 const attacker = "45.60.70.80"
+
+// apiKey is the secret of team "team". Nothing but requests may show it.
+const apiKey = "sk-LIVE-0123456789abcdef"
+
+// secrets are those of teams.
+type secrets struct {
+	mu    sync.Mutex
+	known map[string]string // by team and name
+}
+
+func (s *secrets) Secret(team, name string) (secret.String, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	value, ok := s.known[team+"/"+name]
+	return secret.New(value), ok
+}
+
+func (s *secrets) set(key, value string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.known[key] = value
+}
 
 // world is a proxy with sandboxes before it and an internet behind it. All of
 // it is on the loopback: each sandbox has an address of its own there, the
@@ -33,6 +60,9 @@ type world struct {
 	log     *audit.Log
 	tenants *tenants
 	net     *internet
+	secrets *secrets
+	root    *intercept.Root
+	said    spoken // the proxy's log
 
 	listen80, listen443 *net.TCPListener
 	stop                func() // and wait
@@ -45,16 +75,25 @@ func newWorld(t testing.TB, limits proxy.Limits) *world {
 	t.Helper()
 	w := &world{
 		tenants:  &tenants{known: make(map[netip.Addr]egress.Tenant)},
-		net:      &internet{names: make(map[string]string), fail: make(map[string]error)},
+		net:      &internet{names: make(map[string]string), at: make(map[string]netip.Addr), fail: make(map[string]error)},
 		original: netip.MustParseAddr(attacker),
 	}
+	w.secrets = &secrets{known: map[string]string{"team/key": apiKey}}
 	var err error
+	if w.root, err = intercept.OpenRoot(filepath.Join(t.TempDir(), "ca.pem")); err != nil {
+		t.Fatal(err)
+	}
+	authority, err := intercept.New(intercept.Config{Root: w.root})
+	if err != nil {
+		t.Fatal(err)
+	}
 	if w.log, err = audit.New(audit.Config{PerSandbox: 100_000, Total: 100_000}); err != nil {
 		t.Fatal(err)
 	}
 	w.proxy, err = proxy.New(proxy.Config{
 		Tenants: w.tenants, Dialer: w.net, Audit: w.log, Limits: limits,
-		Original: w.destination, Logger: slog.New(slog.NewTextHandler(t.Output(), nil)),
+		Authority: authority, Roots: testRoots(), Secrets: w.secrets,
+		Original: w.destination, Logger: slog.New(slog.NewTextHandler(io.MultiWriter(t.Output(), &w.said), &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -74,8 +113,49 @@ func newWorld(t testing.TB, limits proxy.Limits) *world {
 			t.Error("the proxy does not stop")
 		}
 	})
-	t.Cleanup(w.stop)
+	t.Cleanup(func() {
+		w.stop()
+		w.wantNoSecret(t)
+	})
 	return w
+}
+
+// spoken is a log that is looked at afterwards.
+type spoken struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *spoken) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+// wantNoSecret expects the secret in no line of the log and in no record, after
+// whatever a test has done.
+func (w *world) wantNoSecret(t testing.TB) {
+	t.Helper()
+	w.said.mu.Lock()
+	defer w.said.mu.Unlock()
+	if strings.Contains(w.said.text.String(), apiKey) {
+		t.Error("the log shows the secret")
+	}
+	records, err := json.Marshal(w.log.Query(audit.Filter{Limit: 1000}).Records)
+	if err != nil || strings.Contains(string(records), apiKey) {
+		t.Errorf("a record shows the secret, or %v", err)
+	}
+}
+
+// testRoots trusts the certificate that httptest's servers have, which is for
+// example.com.
+func testRoots() *x509.CertPool {
+	s := httptest.NewUnstartedServer(nil)
+	s.StartTLS()
+	defer s.Close()
+	pool := x509.NewCertPool()
+	pool.AddCert(s.Certificate())
+	return pool
 }
 
 func listen(t testing.TB) *net.TCPListener {
@@ -143,12 +223,17 @@ func (w *world) box(t testing.TB, n byte, allow ...string) *box {
 // publish puts a policy in force for new flows.
 func (b *box) publish(t testing.TB, allow ...string) egress.Tenant {
 	t.Helper()
-	p, err := policy.Parse(policy.Document{AllowOut: allow}, policy.Options{})
+	return b.publishDocument(t, policy.Document{AllowOut: allow})
+}
+
+func (b *box) publishDocument(t testing.TB, doc policy.Document) egress.Tenant {
+	t.Helper()
+	p, err := policy.Parse(doc, policy.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	b.gen++
-	tenant := egress.Tenant{Sandbox: b.id, Policy: p, Generation: b.gen}
+	tenant := egress.Tenant{Sandbox: b.id, Team: "team", Policy: p, Generation: b.gen}
 	b.w.tenants.set(b.addr, tenant)
 	return tenant
 }
@@ -157,6 +242,12 @@ func (b *box) publish(t testing.TB, allow ...string) egress.Tenant {
 func (b *box) update(t testing.TB, allow ...string) int {
 	t.Helper()
 	return b.w.proxy.Reevaluate(b.id, b.publish(t, allow...))
+}
+
+// change is update for a whole document.
+func (b *box) change(t testing.TB, doc policy.Document) int {
+	t.Helper()
+	return b.w.proxy.Reevaluate(b.id, b.publishDocument(t, doc))
 }
 
 func (b *box) connect(t testing.TB, ln *net.TCPListener) (*net.TCPConn, error) {
@@ -229,9 +320,11 @@ type internet struct {
 	connected func() // called in every dial, when it has succeeded
 
 	mu    sync.Mutex
-	names map[string]string // to an address and port
+	names map[string]string     // to an address and port
+	at    map[string]netip.Addr // what names resolve to, if it matters
 	fail  map[string]error
 	dials []string
+	ways  []string // the proxies that were to be taken; empty for none
 }
 
 func (n *internet) serve(name, addr string) {
@@ -240,12 +333,35 @@ func (n *internet) serve(name, addr string) {
 	n.names[name] = addr
 }
 
-func (n *internet) DialName(ctx context.Context, name string, port uint16) (net.Conn, error) {
-	return n.dial(ctx, fmt.Sprintf("%s:%d", name, port))
-}
-
-func (n *internet) DialAddr(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
-	return n.dial(ctx, addr.String())
+// Dial implements proxy.Dialer. Names are at the address that remote says, and
+// connections through a proxy arrive all the same.
+func (n *internet) Dial(ctx context.Context, t egress.Target) (net.Conn, netip.AddrPort, error) {
+	way := ""
+	if t.Through != nil {
+		way = netip.AddrPortFrom(t.Through.Addr, t.Through.Port).String()
+	}
+	n.mu.Lock()
+	n.ways = append(n.ways, way)
+	n.mu.Unlock()
+	if t.Name == (policy.Name{}) {
+		conn, err := n.dial(ctx, t.Addr.String())
+		return conn, t.Addr, err
+	}
+	n.mu.Lock()
+	addr, known := n.at[t.Name.String()]
+	n.mu.Unlock()
+	if t.Permit != nil && !t.Permit(addr) {
+		return nil, netip.AddrPort{}, &egress.NotPermittedError{Name: t.Name.String(), Addr: addr}
+	}
+	conn, err := n.dial(ctx, fmt.Sprintf("%v:%d", t.Name, t.Addr.Port()))
+	if err != nil {
+		return nil, netip.AddrPort{}, err
+	}
+	remote := netip.AddrPortFrom(addr, t.Addr.Port())
+	if !known {
+		remote = conn.RemoteAddr().(*net.TCPAddr).AddrPort()
+	}
+	return conn, remote, nil
 }
 
 func (n *internet) dial(ctx context.Context, target string) (net.Conn, error) {
@@ -265,6 +381,13 @@ func (n *internet) dial(ctx context.Context, target string) (net.Conn, error) {
 		n.connected()
 	}
 	return conn, err
+}
+
+// through returns the proxies by way of which was dialled.
+func (n *internet) through() []string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.Clone(n.ways)
 }
 
 // dialled returns the names and addresses that were dialled.

@@ -14,29 +14,89 @@ const (
 	ruleEnded     = "ended"     // the sandbox has no policy any more
 	ruleLimit     = "limit"     // it has too much open already
 	ruleMalformed = "malformed" // what it sent has no one meaning
+	ruleSecret    = "secret"    // a header's value cannot be had
+	ruleHost      = "host"      // a request is for another host than its connection
+	ruleProxy     = "proxy"     // it went another way out than flows have to now
+	ruleAddress   = "address"   // a name leads to no address that the policy allows
+	ruleHandshake = "handshake" // TLS with the sandbox came to nothing
 )
+
+// The schemes of requests.
+const (
+	schemeHTTP  = "http"
+	schemeHTTPS = "https"
+)
+
+// question is what a flow asks its policy.
+type question struct {
+	name policy.Name // that the sandbox gave
+	why  string      // what is wrong with it, if there is none
+	// hello says that the name is that of a TLS connection that begins.
+	hello bool
+	// request is set if a request was seen.
+	request *policy.Request
+	// cancel ends what is asked for alone; nil means that the flow ends with it.
+	cancel func()
+}
 
 // destination is where a flow goes: to a port of a name, or to an address. The
 // zero destination is nowhere.
 type destination struct {
 	name policy.Name
 	addr netip.AddrPort // with a name only the port counts
+	// found says that the policy allows addresses at large and not the name: it
+	// must allow the address that is found for the name.
+	found bool
 }
 
 // judge asks a policy about a destination. By name means that the address is
 // one that we have found for it.
 func (d destination) judge(p *policy.Policy) policy.Decision {
-	if d.name != (policy.Name{}) {
+	switch {
+	case d.found:
+		return p.DecideQuery(d.name)
+	case d.name != policy.Name{}:
 		return p.DecideName(d.name, policy.TCP, d.addr.Port())
 	}
 	return p.Decide(policy.Flow{Proto: policy.TCP, Dst: d.addr})
 }
 
 // permits reports whether a policy lets a flow live that goes to d and is
-// connected to remote. To be allowed by address is enough: the sandbox could
-// reach the same place without the proxy.
+// connected to remote, which is not valid if that is not known. To be allowed
+// by address is enough: the sandbox could reach the same place without the
+// proxy.
 func permits(p *policy.Policy, d destination, remote netip.AddrPort) bool {
-	return d.judge(p).Verdict == policy.Allow || destination{addr: remote}.judge(p).Verdict == policy.Allow
+	byAddress := destination{addr: remote}.judge(p).Verdict == policy.Allow
+	if d.judge(p).Verdict != policy.Allow {
+		return byAddress
+	}
+	return byAddress || !d.found || !remote.IsValid()
+}
+
+// byName returns the way to a name that a policy leaves.
+func byName(p *policy.Policy, name policy.Name, port uint16) destination {
+	d := destination{name: name, addr: netip.AddrPortFrom(netip.Addr{}, port)}
+	d.found = d.judge(p).Verdict != policy.Allow
+	return d
+}
+
+// target is where to dial for a destination under a policy.
+func (d destination) target(p *policy.Policy) egress.Target {
+	t := egress.Target{Name: d.name, Addr: d.addr}
+	if up, ok := p.Upstream(); ok {
+		t.Through = &up
+	}
+	if d.found {
+		t.Permit = func(addr netip.Addr) bool { return permits(p, d, netip.AddrPortFrom(addr, d.addr.Port())) }
+	}
+	return t
+}
+
+// sameWay reports whether two policies send flows the same way out.
+func sameWay(p, q *policy.Policy) bool {
+	a, proxied := p.Upstream()
+	b, too := q.Upstream()
+	return proxied == too && a.Name == b.Name && a.Addr == b.Addr && a.Port == b.Port && a.Username == b.Username
 }
 
 // verdict is what was decided about a flow and why.
@@ -47,27 +107,59 @@ type verdict struct {
 	rule, entry, reason string
 	generation          uint64
 	id                  audit.ID
+
+	team   string
+	action policy.Action // for requests
+	// opens are the hosts whose TLS connections are looked into, if this is one.
+	opens []string
+	visit *visit // what the flow does now, if allowed
 }
 
-// decide judges what a sandbox wants to do: by the name it gave, then by the
-// address that it was connecting to. Without a name, why says what is wrong.
-func decide(t egress.Tenant, original netip.AddrPort, name policy.Name, why string) verdict {
-	v := verdict{name: name, generation: t.Generation, id: audit.NewID()}
-	byName, byAddress := destination{name, original}, destination{addr: original}
-	if name == (policy.Name{}) {
-		v.set(byAddress.judge(t.Policy), byAddress)
-		if !v.allow {
-			v.reason = why + "; " + v.reason
-		}
-		return v
+// decide judges what a sandbox wants to do: by what rules say about the
+// request, by the name it gave, then by the address that it was connecting to.
+func decide(t egress.Tenant, original netip.AddrPort, q question) verdict {
+	v := verdict{name: q.name, generation: t.Generation, team: t.Team, id: audit.NewID()}
+	if q.hello && t.Policy.Terminates(q.name) {
+		v.opens = t.Policy.Terminated()
 	}
-	v.set(byName.judge(t.Policy), byName)
-	if !v.allow {
-		if d := byAddress.judge(t.Policy); d.Verdict == policy.Allow {
-			v.set(d, byAddress)
+	if q.request != nil {
+		v.action = t.Policy.Request(*q.request)
+		if v.action.Verdict != policy.Allow {
+			v.deny(policy.RuleRequests.String(), v.action.Reason())
+			v.entry = v.action.Rule
+			return v
 		}
+	}
+	v.choose(t.Policy, original, q)
+	if v.allow && len(v.action.Inject) > 0 && v.to.name == (policy.Name{}) {
+		v.deny(policy.RuleRequests.String(), "headers are set only in requests to a name, which can be looked up")
+		v.entry = v.action.Rule
 	}
 	return v
+}
+
+// choose finds where the flow may go. What rules are about never goes to the
+// address of the sandbox's choice: that may be anybody's.
+func (v *verdict) choose(p *policy.Policy, original netip.AddrPort, q question) {
+	atAddress := destination{addr: original}
+	if q.name == (policy.Name{}) {
+		v.set(atAddress.judge(p), atAddress)
+		if !v.allow {
+			v.reason = q.why + "; " + v.reason
+		}
+		return
+	}
+	to := destination{name: q.name, addr: original}
+	v.set(to.judge(p), to)
+	if v.allow {
+		return
+	}
+	if v.opens != nil || v.action.Rule != "" || q.request != nil && q.request.Scheme == schemeHTTPS {
+		atAddress = destination{name: q.name, addr: original, found: true}
+	}
+	if d := atAddress.judge(p); d.Verdict == policy.Allow {
+		v.set(d, atAddress)
+	}
 }
 
 func (v *verdict) set(d policy.Decision, to destination) {

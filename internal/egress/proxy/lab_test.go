@@ -138,12 +138,16 @@ func (w *labWorld) dial(t *testing.T, addr string) (conn net.Conn, err error) {
 // labDialer dials from the node, with the laboratory's DNS.
 type labDialer struct{ node *lab.Node }
 
-func (d labDialer) DialName(ctx context.Context, name string, port uint16) (net.Conn, error) {
-	return d.node.Dial(ctx, "tcp", fmt.Sprintf("%s:%d", name, port))
-}
-
-func (d labDialer) DialAddr(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
-	return d.node.Dial(ctx, "tcp", addr.String())
+func (d labDialer) Dial(ctx context.Context, t egress.Target) (net.Conn, netip.AddrPort, error) {
+	target := t.Addr.String()
+	if t.Name != (policy.Name{}) {
+		target = fmt.Sprintf("%v:%d", t.Name, t.Addr.Port())
+	}
+	conn, err := d.node.Dial(ctx, "tcp", target)
+	if err != nil {
+		return nil, netip.AddrPort{}, err
+	}
+	return conn, conn.RemoteAddr().(*net.TCPAddr).AddrPort(), nil
 }
 
 // The kernel says where a connection was going, for both families, and real

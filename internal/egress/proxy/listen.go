@@ -60,6 +60,7 @@ func (p *Proxy) Serve(ctx context.Context, listeners ...*net.TCPListener) error 
 	for _, ln := range listeners {
 		group.Go(func() error { return p.accept(ctx, ln) })
 	}
+	group.Go(func() error { return p.serveHTTP2(ctx) })
 	err := group.Wait()
 	for _, b := range p.boxes.all() {
 		b.close("the proxy has stopped")

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -26,20 +27,25 @@ const (
 	maxAnswerHead = 256 << 10 // bytes
 )
 
-// newTransport makes the way to servers. Which address is connected to is not
-// up to it: it knows names and asks the flow.
-func (s *session) newTransport() *http.Transport {
-	t := &http.Transport{
-		DialContext:            s.dial,
+// newTransport makes a way to servers that changes nothing, and waits for them
+// as long as their clients do.
+func newTransport() *http.Transport {
+	return &http.Transport{
 		Protocols:              new(http.Protocols),
 		DisableCompression:     true,
-		MaxIdleConns:           maxIdle,
-		MaxIdleConnsPerHost:    1,
 		IdleConnTimeout:        serverIdleTime,
 		ExpectContinueTimeout:  continueTime,
 		MaxResponseHeaderBytes: maxAnswerHead,
 	}
+}
+
+// newTransport makes the way to servers in the clear. Which address is
+// connected to is not up to it: it knows names and asks the flow.
+func (s *session) newTransport() *http.Transport {
+	t := newTransport()
 	t.Protocols.SetHTTP1(true)
+	t.DialContext = s.dial
+	t.MaxIdleConns, t.MaxIdleConnsPerHost = maxIdle, 1
 	return t
 }
 
@@ -54,8 +60,12 @@ func (s *session) dial(_ context.Context, _, address string) (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		if to.name, err = policy.ParseName(host); err != nil {
+		name, err := policy.ParseName(host)
+		if err != nil {
 			return nil, err
+		}
+		if to, err = s.flow.wayTo(name); err != nil {
+			return nil, dialError{err}
 		}
 	}
 	up, err := s.flow.dial(to)
@@ -63,6 +73,24 @@ func (s *session) dial(_ context.Context, _, address string) (net.Conn, error) {
 		return nil, dialError{err}
 	}
 	return up, nil
+}
+
+// errNotAllowed ends what an update has denied in this moment.
+var errNotAllowed = errors.New("the policy does not allow the name any more")
+
+// wayTo returns how a name is reached under the policy that is in force now.
+func (f *flow) wayTo(name policy.Name) (destination, error) {
+	f.box.mu.Lock()
+	defer f.box.mu.Unlock()
+	t, err := f.tenant()
+	if err != nil {
+		return destination{}, err
+	}
+	to := byName(t.Policy, name, f.original.Port())
+	if to.found && to.judge(t.Policy).Verdict != policy.Allow {
+		return destination{}, errNotAllowed
+	}
+	return to, nil
 }
 
 // dialError marks what went wrong before anything was sent.
@@ -102,7 +130,9 @@ func (x *exchange) outgoing(ctx context.Context) *http.Request {
 	if !x.request.Continue {
 		delete(r.Header, "Expect")
 	}
+	x.change.Header(r.Header)
 	if x.body != nil {
+		x.change.Trailer(x.body.trailer)
 		r.Body, r.ContentLength, r.Trailer = x.body, x.request.Length, x.body.trailer
 		if r.ContentLength == head.Chunked {
 			r.TransferEncoding = []string{"chunked"}
@@ -119,7 +149,11 @@ func (x *exchange) outgoing(ctx context.Context) *http.Request {
 
 // url returns the URL that makes net/http send the target as the client did.
 func (x *exchange) url() *url.URL {
-	u := &url.URL{Scheme: "http", Host: x.verdict.to.hostPort(), Opaque: x.request.Target}
+	return rawURL(x.scheme(), x.verdict.to.hostPort(), x.change.Target(x.request.Target))
+}
+
+func rawURL(scheme, host, target string) *url.URL {
+	u := &url.URL{Scheme: scheme, Host: host, Opaque: target}
 	if strings.HasPrefix(u.Opaque, "//") { // would be sent with the scheme in front
 		path, query, hasQuery := strings.Cut(u.Opaque, "?")
 		u.Opaque, u.RawQuery, u.ForceQuery = "", query, hasQuery && query == ""
@@ -144,8 +178,6 @@ func (x *exchange) host() string {
 
 // gotConn learns which connection the request goes over.
 func (x *exchange) gotConn(info httptrace.GotConnInfo) {
-	if up, ok := info.Conn.(*upstream); ok {
-		up.use()
-		x.remote = up.remote
-	}
+	x.remote = remoteOf(info.Conn)
+	x.flow.connected(x.verdict.visit, x.remote)
 }

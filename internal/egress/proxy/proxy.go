@@ -12,7 +12,12 @@
 // What follows a ClientHello passes unseen. A server that is allowed and serves
 // several names can be asked for any of them inside (domain fronting), with an
 // encrypted ClientHello as well: the name that is judged is the outer one.
-// Requests in the clear have no such gap.
+// Requests in the clear have no such gap, and neither have hosts that rules are
+// about. TLS to those is answered here, with a certificate of the
+// installation's authority that the sandbox trusts. Each request is judged, is
+// changed as its rule says, and goes to a server that was found by name and has
+// proven it. Header values that are set are secret: they are in no log and no
+// record, and are sent to nobody else.
 //
 // Every connection is known from accept to its end. When the policy of its
 // sandbox changes, those that the new one denies are reset, in the middle of
@@ -21,24 +26,29 @@ package proxy
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/netip"
 	"sync"
 	"time"
 
 	"github.com/moat-sandbox/moat/internal/audit"
 	"github.com/moat-sandbox/moat/internal/egress"
+	"github.com/moat-sandbox/moat/internal/egress/intercept"
+	"github.com/moat-sandbox/moat/internal/policy"
+	"github.com/moat-sandbox/moat/internal/secret"
 )
 
 // Dialer makes connections to the internet. It never connects to an address
 // that is not to be reached, whatever a name resolves to; the error is an
-// *egress.ForbiddenError then. Connections are *net.TCPConn.
+// *egress.ForbiddenError then. Connections are *net.TCPConn. The address that
+// was contacted is not valid if a proxy has found it.
 type Dialer interface {
-	DialName(ctx context.Context, name string, port uint16) (net.Conn, error)
-	DialAddr(ctx context.Context, addr netip.AddrPort) (net.Conn, error)
+	Dial(ctx context.Context, t egress.Target) (conn net.Conn, remote netip.AddrPort, err error)
 }
 
 // Sink is where records go. It does not wait.
@@ -73,6 +83,14 @@ type Config struct {
 	Dialer  Dialer
 	Audit   Sink
 	Limits  Limits
+	// Authority makes the certificates for TLS connections that are looked into.
+	// Without one they are refused.
+	Authority *intercept.Authority
+	// Roots are whom servers of such connections may be certified by; nil means
+	// whom the node trusts.
+	Roots *x509.CertPool
+	// Secrets knows what rules may put into requests; nil knows none.
+	Secrets policy.Secrets
 	// Original tells where a connection was going before the kernel turned it
 	// to the proxy. Nil asks the kernel.
 	Original func(*net.TCPConn) (netip.AddrPort, error)
@@ -81,12 +99,18 @@ type Config struct {
 
 // Proxy judges and forwards connections. It implements egress.Flows.
 type Proxy struct {
-	tenants  egress.Tenants
-	dialer   Dialer
-	audit    Sink
-	limits   Limits
-	original func(*net.TCPConn) (netip.AddrPort, error)
-	log      *slog.Logger
+	tenants   egress.Tenants
+	dialer    Dialer
+	audit     Sink
+	limits    Limits
+	authority *intercept.Authority // or nil
+	roots     *x509.CertPool       // or nil
+	secrets   policy.Secrets
+	original  func(*net.TCPConn) (netip.AddrPort, error)
+	log       *slog.Logger
+
+	http2 *http.Server // for connections that are looked into
+	rest  *handover    // from which it gets them
 
 	boxes registry
 	flows sync.WaitGroup // one for each flow
@@ -123,16 +147,31 @@ func New(cfg Config) (*Proxy, error) {
 	if original == nil {
 		original = kernelDestination
 	}
-	return &Proxy{
-		tenants:  cfg.Tenants,
-		dialer:   cfg.Dialer,
-		audit:    cfg.Audit,
-		limits:   limits,
-		original: original,
-		log:      cfg.Logger,
-		boxes:    registry{boxes: make(map[string]*box)},
-	}, nil
+	secrets := cfg.Secrets
+	if secrets == nil {
+		secrets = noSecrets{}
+	}
+	p := &Proxy{
+		tenants:   cfg.Tenants,
+		dialer:    cfg.Dialer,
+		audit:     cfg.Audit,
+		limits:    limits,
+		authority: cfg.Authority,
+		roots:     cfg.Roots,
+		secrets:   secrets,
+		original:  original,
+		log:       cfg.Logger,
+		rest:      newHandover(),
+		boxes:     registry{boxes: make(map[string]*box)},
+	}
+	p.http2 = newHTTP2(p.log)
+	return p, nil
 }
+
+// noSecrets are the secrets of nobody.
+type noSecrets struct{}
+
+func (noSecrets) Secret(string, string) (s secret.String, known bool) { return s, false }
 
 // Reevaluate implements egress.Flows.
 func (p *Proxy) Reevaluate(sandbox string, next egress.Tenant) (cut int) {
@@ -146,6 +185,9 @@ func (p *Proxy) Reevaluate(sandbox string, next egress.Tenant) (cut int) {
 
 // Forget implements egress.Flows.
 func (p *Proxy) Forget(sandbox string) (cut int) {
+	if p.authority != nil {
+		p.authority.Forget(sandbox)
+	}
 	b := p.boxes.find(sandbox)
 	if b == nil {
 		return 0

@@ -8,6 +8,7 @@ import (
 
 	"github.com/moat-sandbox/moat/internal/audit"
 	"github.com/moat-sandbox/moat/internal/egress"
+	"github.com/moat-sandbox/moat/internal/egress/proxy/rewrite"
 	"github.com/moat-sandbox/moat/internal/policy"
 )
 
@@ -31,6 +32,16 @@ func (f *flow) record(v verdict, r audit.Record) {
 	f.proxy.audit.Append(r)
 }
 
+// recordRequest writes what became of a request, and what was put into it. Rules
+// may ask to leave out requests that they have allowed.
+func (f *flow) recordRequest(v verdict, change rewrite.Change, r audit.Record) {
+	if v.allow && v.action.Audit == policy.AuditNone {
+		return
+	}
+	r.Matched, r.Injected = v.action.Rule, change.Names()
+	f.record(v, r)
+}
+
 // overrule replaces a verdict by the one that has ended the flow since.
 func (v *verdict) overrule(end *verdict) {
 	if end == nil {
@@ -44,13 +55,17 @@ func (v *verdict) overrule(end *verdict) {
 }
 
 // fail turns a verdict into what a failed dial makes of it: a refusal if the
-// name leads only where nobody may go; otherwise it stays, and says what
+// name leads only where nobody, or this sandbox, may go; otherwise it stays, and says what
 // happened.
 func (v *verdict) fail(err error) {
 	v.reason = explain(err)
 	var forbidden *egress.ForbiddenError
 	if errors.As(err, &forbidden) {
 		v.deny(policy.RuleNever.String(), v.reason)
+	}
+	var other *egress.NotPermittedError
+	if errors.As(err, &other) {
+		v.deny(ruleAddress, v.reason)
 	}
 }
 
@@ -59,9 +74,14 @@ func (v *verdict) fail(err error) {
 func explain(err error) string {
 	var reasoned interface{ Reason() string }
 	var forbidden *egress.ForbiddenError
+	var other *egress.NotPermittedError
 	switch {
 	case errors.As(err, &reasoned):
 		return reasoned.Reason()
+	case errors.As(err, &other):
+		return other.Error()
+	case errors.Is(err, errEnded), errors.Is(err, errNotAllowed):
+		return err.Error()
 	case errors.As(err, &forbidden):
 		return forbidden.Error()
 	}

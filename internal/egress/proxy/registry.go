@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/moat-sandbox/moat/internal/egress"
+	"github.com/moat-sandbox/moat/internal/policy"
 )
 
 // registry finds what is known about the connections of each sandbox. A box is
@@ -23,6 +24,7 @@ type box struct {
 
 	mu        sync.Mutex // guards what follows, and what flow says it guards
 	flows     map[*flow]struct{}
+	sites     map[policy.Name]*site
 	undecided int
 	closed    bool
 	// Connections beyond the limits are recorded together, once in a while.
@@ -36,7 +38,7 @@ func (r *registry) open(sandbox string) *box {
 	defer r.mu.Unlock()
 	b, ok := r.boxes[sandbox]
 	if !ok {
-		b = &box{sandbox: sandbox, flows: make(map[*flow]struct{})}
+		b = &box{sandbox: sandbox, flows: make(map[*flow]struct{}), sites: make(map[policy.Name]*site)}
 		r.boxes[sandbox] = b
 	}
 	b.users++
@@ -63,6 +65,13 @@ func (r *registry) all() (boxes []*box) {
 		boxes = append(boxes, b)
 	}
 	return boxes
+}
+
+// retain is open for a box that is in use.
+func (r *registry) retain(b *box) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	b.users++
 }
 
 func (r *registry) release(b *box) {
@@ -116,7 +125,21 @@ func (b *box) reevaluate(next egress.Tenant) (cut int) {
 			cut++
 		}
 	}
+	for _, s := range b.sites {
+		if !s.stays(next.Policy) {
+			b.drop(s)
+		}
+	}
 	return cut
+}
+
+// drop closes a site's connections as they become idle, and has the next flow
+// make others. The caller holds mu.
+func (b *box) drop(s *site) {
+	if b.sites[s.name] == s {
+		delete(b.sites, s.name)
+		s.close()
+	}
 }
 
 // close ends all flows, and lets no new ones in.
@@ -128,6 +151,9 @@ func (b *box) close(why string) (cut int) {
 		if f.cut(verdict{rule: ruleEnded, reason: why}) {
 			cut++
 		}
+	}
+	for _, s := range b.sites {
+		b.drop(s)
 	}
 	return cut
 }

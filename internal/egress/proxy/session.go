@@ -26,8 +26,10 @@ const (
 // after the other, each judged by itself.
 type session struct {
 	flow      *flow
+	conn      net.Conn        // the client's, or TLS over it
+	sni       policy.Name     // for whom that was opened; not set without TLS
 	in        *bufio.Reader   // from the client; used by one goroutine at a time
-	transport *http.Transport // its connections serve this session alone
+	transport *http.Transport // its connections serve this session alone; nil with TLS
 	watch     *watch          // looks at the client during an exchange; or nil
 	broken    bool            // the client must not take the end for a regular one
 
@@ -50,22 +52,31 @@ func (c *counter) Write(p []byte) (int, error) {
 
 // serveHTTP judges a connection by the requests on it.
 func (f *flow) serveHTTP() {
-	s := &session{flow: f, in: bufio.NewReader(f.client), sent: counter{Conn: f.client}}
-	s.out = bufio.NewWriter(&s.sent)
+	s := newSession(f, f.client)
 	if why := s.sniff(); why != "" {
 		f.serveOther(s.in, why)
 		return
 	}
 	s.transport = s.newTransport()
-	for s.serveOne() && s.next() {
-	}
-	if s.broken {
-		reset(f.client)
+	if s.serveOne() {
+		s.serveNext()
 	} else {
-		linger(f.client)
+		s.end()
+	}
+}
+
+// end ends the connection as the last exchange left it.
+func (s *session) end() {
+	if s.broken {
+		reset(s.flow.client)
+	} else {
+		_ = s.closeWrite() // fails only on a connection that is gone
+		linger(s.flow.client)
 	}
 	s.endWatch()
-	s.transport.CloseIdleConnections()
+	if s.transport != nil {
+		s.transport.CloseIdleConnections()
+	}
 }
 
 // sniff reads until it is sure that a request begins. Otherwise it says what
@@ -89,7 +100,7 @@ func (s *session) sniff() (why string) {
 
 // serveOther judges a connection of another protocol, by address.
 func (f *flow) serveOther(in *bufio.Reader, why string) {
-	v := f.judge(policy.Name{}, why)
+	v := f.judge(question{why: why})
 	if !v.allow {
 		f.refuseRaw(v)
 		return

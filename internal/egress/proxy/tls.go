@@ -22,15 +22,19 @@ type opening struct {
 }
 
 // serveTLS judges a connection by the name in its ClientHello. What comes
-// after that is encrypted and passes unseen.
+// after that is encrypted and passes unseen, unless rules decide about what is
+// in it.
 func (f *flow) serveTLS() {
 	o := f.peekHello()
-	v := f.judge(o.name, o.why)
-	if !v.allow {
+	v := f.judge(question{name: o.name, why: o.why, hello: true})
+	switch {
+	case v.opens != nil:
+		f.intercept(v, o)
+	case !v.allow:
 		f.refuseTLS(v, o.tls)
-		return
+	default:
+		f.forward(v, o.bytes, audit.TLS)
 	}
-	f.forward(v, o.bytes, audit.TLS)
 }
 
 // peekHello reads until the name is known, or cannot become so.
@@ -101,16 +105,16 @@ func (f *flow) forward(v verdict, peeked []byte, protocol audit.Protocol) {
 		return
 	}
 	defer up.Close()
-	up.use()
+	f.connected(v.visit, up.remote)
 	t := relay(f.client, up.TCPConn, peeked)
-	v.overrule(f.finish())
+	v.overrule(f.finish(v.visit))
 	f.record(v, audit.Record{Protocol: protocol, Dst: up.remote, BytesUp: uint64(t.up), BytesDown: uint64(t.down)})
 }
 
 // giveUp ends a flow that is allowed and comes to nothing.
 func (f *flow) giveUp(v verdict, err error, protocol audit.Protocol) {
 	v.fail(err)
-	end := f.finish()
+	end := f.finish(v.visit)
 	v.overrule(end)
 	switch {
 	case !v.allow && end == nil && protocol == audit.TLS:

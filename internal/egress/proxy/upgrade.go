@@ -33,7 +33,7 @@ func (x *exchange) upgrade(r *http.Response) (more bool) {
 	}
 	var back sync.WaitGroup
 	var downErr error
-	back.Go(func() { _, downErr = x.carry(&x.sent, server, x.flow.client.CloseWrite, server) })
+	back.Go(func() { _, downErr = x.carry(&x.sent, server, x.closeWrite, server) })
 	n, upErr := x.carry(server, x.in, server.CloseWrite, server)
 	back.Wait()
 	x.received += n

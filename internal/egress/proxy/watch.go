@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/moat-sandbox/moat/internal/policy"
 )
 
 // watch looks at a client that has sent its request and waits for the answer.
@@ -24,7 +26,7 @@ func (s *session) startWatch(ctx context.Context, gone func()) {
 		close(w.seen)
 		switch {
 		case err == nil, isTimeout(err):
-		case errors.Is(err, io.EOF):
+		case errors.Is(err, io.EOF) && s.sni == (policy.Name{}): // nobody closes only half of TLS
 			watchHalfClosed(ctx, s.flow.client, gone)
 		default:
 			gone()

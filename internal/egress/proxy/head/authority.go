@@ -103,6 +103,10 @@ func (a Authority) same(b Authority) bool {
 	return strings.EqualFold(a.Name, b.Name) && a.Addr == b.Addr && a.Port == b.Port
 }
 
+// ParseAuthority reads what HTTP/2 has in place of the Host field, in the same
+// way. The error is an *Error.
+func ParseAuthority(s string) (Authority, error) { return parseAuthority(s) }
+
 // parseAuthority reads "host", "host:port", or the same with an IPv6 address in
 // brackets. An empty text is nobody.
 func parseAuthority(s string) (a Authority, err error) {

@@ -63,13 +63,32 @@ func (r *Request) parseFirst(line []byte) (target string, err error) {
 		}
 		return "", bad("the version %.40q is none", version)
 	}
-	for _, c := range dest {
-		if c <= ' ' || c == 0x7f || c == '#' {
-			return "", bad("the target has a byte %#02x in it", c)
-		}
+	if err := checkTarget(string(dest)); err != nil {
+		return "", err
 	}
 	r.Method = string(method)
 	return string(dest), nil
+}
+
+func checkTarget(target string) error {
+	for _, c := range []byte(target) {
+		if c <= ' ' || c == 0x7f || c == '#' {
+			return bad("the target has a byte %#02x in it", c)
+		}
+	}
+	return nil
+}
+
+// CheckPath holds what HTTP/2 has in place of the target to the same rules. It
+// is never a whole URL there. The error is an *Error.
+func CheckPath(method, path string) error {
+	if err := checkTarget(path); err != nil {
+		return err
+	}
+	if !strings.HasPrefix(path, "/") && (path != "*" || method != http.MethodOptions) {
+		return bad("the target %.40q is not a path", path)
+	}
+	return nil
 }
 
 // framing collects the fields that say where the request goes and how long it

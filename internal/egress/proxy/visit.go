@@ -1,0 +1,81 @@
+package proxy
+
+import (
+	"net/netip"
+
+	"github.com/moat-sandbox/moat/internal/egress"
+	"github.com/moat-sandbox/moat/internal/policy"
+)
+
+// visit is one thing that a flow does: a connection that is passed through, or
+// a request. It is guarded by box.mu.
+type visit struct {
+	to     destination
+	policy *policy.Policy // that has allowed it
+	// remote is the address that it is connected to, once it is and if that is
+	// known.
+	remote netip.AddrPort
+	// unseen is the name of a TLS connection that is passed through as it is.
+	unseen  policy.Name
+	request *policy.Request // nil if none is seen
+	// cancel ends the visit alone; nil means that its flow ends with it.
+	cancel func()
+	ended  *verdict // why it was cut; nil while it was not
+}
+
+// judge reports whether a policy lets the visit go on; if not, why.
+func (v *visit) judge(next egress.Tenant) (why verdict, permitted bool) {
+	why = verdict{generation: next.Generation}
+	switch p := next.Policy; {
+	case v.unseen != policy.Name{} && p.Terminates(v.unseen):
+		why.deny(policy.RuleRequests.String(), "rules decide about requests to "+v.unseen.String()+", which cannot be seen in this connection")
+		return why, false
+	case !sameWay(v.policy, p):
+		why.deny(ruleProxy, "connections take another way out now")
+		return why, false
+	case v.request != nil:
+		if a := p.Request(*v.request); a.Verdict != policy.Allow {
+			why.deny(policy.RuleRequests.String(), a.Reason())
+			why.entry = a.Rule
+			return why, false
+		}
+	}
+	if permits(next.Policy, v.to, v.remote) {
+		return why, true
+	}
+	to := v.to
+	if to.found && to.judge(next.Policy).Verdict == policy.Allow {
+		to = destination{addr: v.remote} // names are no matter, the address is
+	}
+	why.set(to.judge(next.Policy), destination{})
+	return why, false
+}
+
+// connected says which address a visit goes to. If the policy does not allow
+// that, it ends.
+func (f *flow) connected(v *visit, remote netip.AddrPort) {
+	f.box.mu.Lock()
+	defer f.box.mu.Unlock()
+	v.remote = remote
+	t, err := f.tenant()
+	if err != nil {
+		return // it was cut already, or is about to be
+	}
+	if why, permitted := v.judge(t); !permitted {
+		f.end(v, why)
+	}
+}
+
+// end cuts a visit, and the flow unless the visit can end alone. It reports
+// whether that was done now. The caller holds box.mu.
+func (f *flow) end(v *visit, why verdict) bool {
+	switch {
+	case v.cancel == nil:
+		return f.cut(why)
+	case v.ended != nil:
+		return false
+	}
+	v.ended = &why
+	v.cancel()
+	return true
+}
