@@ -16,6 +16,10 @@ type GuestSetup struct {
 	Nameservers []string `json:"nameservers,omitempty"`
 	// CABundle holds PEM certificates that the sandbox shall trust in addition.
 	CABundle string `json:"caBundle,omitempty"`
+	// Roots holds the PEM certificates that a sandbox trusts which has no store of
+	// its own. Programs that bring their own would trust nothing but CABundle
+	// otherwise: they are told to look at the store.
+	Roots string `json:"roots,omitempty"`
 }
 
 // GuestInit is the body of the guest daemon's POST /init: what a sandbox needs

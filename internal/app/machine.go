@@ -105,7 +105,7 @@ func buildGuest(ctx context.Context, c Config, ca string) (sandbox.Guest, error)
 	if err != nil {
 		return sandbox.Guest{}, err
 	}
-	setup, err := json.Marshal(node.GuestSetup(ca))
+	setup, err := json.Marshal(node.GuestSetup(ca, hostRoots()))
 	if err != nil {
 		return sandbox.Guest{}, fmt.Errorf("encode guest setup: %w", err)
 	}

@@ -7,6 +7,19 @@ import (
 	"os"
 )
 
+// hostRoots are the certificates that this machine trusts, for sandboxes whose
+// template knows none. A machine without any has none to give.
+func hostRoots() string {
+	for _, path := range []string{
+		"/etc/ssl/certs/ca-certificates.crt", "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem", "/etc/ssl/ca-bundle.pem", "/etc/ssl/cert.pem",
+	} {
+		if raw, err := os.ReadFile(path); err == nil {
+			return string(raw)
+		}
+	}
+	return ""
+}
+
 // readCA reads the operator's extra certificate authorities. A file without any
 // is an error: trusting nothing more is said by giving no file.
 func readCA(path string) (string, error) {

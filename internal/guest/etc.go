@@ -3,6 +3,7 @@ package guest
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -14,12 +15,12 @@ import (
 
 // setup does to the root directory what all sandboxes have in common, and
 // returns what follows from it for the environment of commands.
-func (d rootDir) setup(in api.GuestSetup) (env map[string]string, err error) {
+func (d rootDir) setup(in api.GuestSetup, log *slog.Logger) (env map[string]string, err error) {
 	if err := checkSetup(in); err != nil {
 		return nil, err
 	}
 	if in.CABundle != "" {
-		if env, err = d.trust(in.CABundle); err != nil {
+		if env, err = d.trust(in.CABundle, in.Roots, log); err != nil {
 			return nil, err
 		}
 	}

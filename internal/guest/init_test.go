@@ -213,12 +213,12 @@ func TestCertificatesAreTrusted(t *testing.T) {
 				}
 			}
 			one, two := certificate(t, "one"), certificate(t, "two")
-			d := startIn(t, root, api.GuestSetup{CABundle: one})
+			d := startIn(t, root, api.GuestSetup{CABundle: one, Roots: "SYSTEM\n"})
 			if status, body := d.init(api.GuestInit{EnvVars: map[string]string{"CURL_CA_BUNDLE": "mine"}}, ""); status != 204 {
 				t.Fatalf("init: %d %s", status, body)
 			}
 			env := d.environment()
-			if env["SSL_CERT_FILE"] != c.first || env["REQUESTS_CA_BUNDLE"] != c.first || env["CURL_CA_BUNDLE"] != "mine" {
+			if env["SSL_CERT_FILE"] != c.first || env["REQUESTS_CA_BUNDLE"] != c.first || env["CURL_CA_BUNDLE"] != "mine" || env["GIT_SSL_CAINFO"] != c.first {
 				t.Errorf("environment = %v, want %s", env, c.first)
 			}
 			if got := d.file(env["NODE_EXTRA_CA_CERTS"]); got != one {
@@ -228,15 +228,20 @@ func TestCertificatesAreTrusted(t *testing.T) {
 				t.Errorf("the certificates to be found again are %q", got)
 			}
 			store := d.file(c.first)
-			if strings.Count(store, one) != 1 || len(c.stores) > 0 && !strings.HasPrefix(store, "SYSTEM\n") {
+			if strings.Count(store, one) != 1 || !strings.HasPrefix(store, "SYSTEM\n") {
 				t.Errorf("the store is %q", store)
 			}
 			// Another bundle replaces this one and leaves the system's alone.
 			d.stop()
 			d = startIn(t, root, api.GuestSetup{CABundle: two})
 			store = d.file(c.first)
-			if strings.Contains(store, one) || strings.Count(store, two) != 1 || len(c.stores) > 0 && !strings.HasPrefix(store, "SYSTEM\n") {
+			if strings.Contains(store, one) || strings.Count(store, two) != 1 || !strings.HasPrefix(store, "SYSTEM\n") {
 				t.Errorf("the store is then %q", store)
+			}
+			for _, file := range []string{"etc/environment", "etc/profile.d/moat-extra-ca.sh"} {
+				if got := d.file(file); strings.Count(got, "SSL_CERT_FILE=") != 1 || !strings.Contains(got, c.first) {
+					t.Errorf("%s holds %q", file, got)
+				}
 			}
 		})
 	}

@@ -81,7 +81,7 @@ func New(c Config) (*Server, error) {
 		return nil, errors.New("guest daemon: configuration is incomplete")
 	}
 	// Before it listens: whoever gets an answer finds it done.
-	common, unfit := rootDir(c.Root).setup(c.Setup)
+	common, unfit := rootDir(c.Root).setup(c.Setup, c.Log)
 	if unfit != nil {
 		unfit = fmt.Errorf("set up the sandbox: %w", unfit)
 		c.Log.Error("the sandbox is not usable", "error", unfit)

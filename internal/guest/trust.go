@@ -7,8 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 )
@@ -35,8 +38,9 @@ const (
 )
 
 // trust makes the sandbox trust the certificates of a checked bundle too, and
-// returns the variables for programs that do not look at the system's store.
-func (d rootDir) trust(bundle string) (map[string]string, error) {
+// returns the variables for programs that do not look at the system's store. A
+// sandbox without one gets roots.
+func (d rootDir) trust(bundle, roots string, log *slog.Logger) (map[string]string, error) {
 	if !strings.HasSuffix(bundle, "\n") {
 		bundle += "\n"
 	}
@@ -46,20 +50,55 @@ func (d rootDir) trust(bundle string) (map[string]string, error) {
 	// A template whose /usr is read-only does without: only a later run of
 	// update-ca-certificates would need it.
 	err := d.write(sourceCA, bundle)
-	if err != nil && !errors.Is(err, syscall.EROFS) && !errors.Is(err, fs.ErrPermission) {
+	if err != nil && !readOnly(err) {
 		return nil, err
 	}
-	store, err := d.extendStores(bundle)
+	store, err := d.extendStores(bundle, roots)
 	if err != nil {
 		return nil, err
 	}
-	return map[string]string{
-		"NODE_EXTRA_CA_CERTS": "/" + extraCA,
-		"SSL_CERT_FILE":       "/" + store,
-		"REQUESTS_CA_BUNDLE":  "/" + store,
-		"CURL_CA_BUNDLE":      "/" + store,
-		"AWS_CA_BUNDLE":       "/" + store,
-	}, nil
+	d.trustInJava(bundle, log)
+	env := trustVariables("/"+extraCA, "/"+store)
+	return env, d.announce(env)
+}
+
+// readOnly says that a part of a template cannot be changed.
+func readOnly(err error) bool {
+	return errors.Is(err, syscall.EROFS) || errors.Is(err, fs.ErrPermission)
+}
+
+// trustVariables are for programs that bring certificates of their own. Those
+// that add to these get the extra ones, all others the system's store.
+func trustVariables(extra, store string) map[string]string {
+	env := map[string]string{"NODE_EXTRA_CA_CERTS": extra, "DENO_CERT": extra}
+	for _, name := range []string{
+		"SSL_CERT_FILE",      // OpenSSL, Go, rustls, uv
+		"REQUESTS_CA_BUNDLE", // Python's requests
+		"PIP_CERT", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO", "AWS_CA_BUNDLE", "CARGO_HTTP_CAINFO",
+		"GRPC_DEFAULT_SSL_ROOTS_FILE_PATH", // gRPC, but for Go and Java
+	} {
+		env[name] = store
+	}
+	return env
+}
+
+// announce tells the variables to sessions that are not the daemon's: those of
+// sudo and su, and login shells.
+func (d rootDir) announce(env map[string]string) error {
+	var lines, script strings.Builder
+	for _, name := range slices.Sorted(maps.Keys(env)) {
+		fmt.Fprintf(&lines, "%s=%s\n", name, env[name])
+		fmt.Fprintf(&script, "export %s=\"${%s:-%s}\"\n", name, name, env[name])
+	}
+	err := d.write("etc/profile.d/moat-extra-ca.sh", script.String())
+	if err != nil {
+		return err
+	}
+	before, err := os.ReadFile(filepath.Join(string(d), "etc/environment"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("read etc/environment: %w", err)
+	}
+	return d.write("etc/environment", extend(string(before), lines.String()))
 }
 
 // checkBundle accepts one or more PEM certificates and nothing else.
@@ -84,9 +123,9 @@ func checkBundle(bundle string) error {
 	return nil
 }
 
-// extendStores adds the bundle to every trust store there is, or makes one, and
-// returns the name of the first.
-func (d rootDir) extendStores(bundle string) (string, error) {
+// extendStores adds the bundle to every trust store there is, or makes one with
+// roots, and returns the name of the first.
+func (d rootDir) extendStores(bundle, roots string) (string, error) {
 	first := ""
 	done := map[string]bool{} // by what links lead to
 	for _, name := range trustStores {
@@ -107,7 +146,7 @@ func (d rootDir) extendStores(bundle string) (string, error) {
 	}
 	if first == "" {
 		first = trustStores[0]
-		return first, d.write(first, extend("", bundle))
+		return first, d.write(first, extend(roots, bundle))
 	}
 	return first, nil
 }

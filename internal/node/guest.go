@@ -30,9 +30,10 @@ const guestAnswerLimit = 64 << 10
 
 // GuestSetup is what the guest daemons of all sandboxes are told before there is
 // a sandbox. The nameserver is E2B's choice, on which images and users rely;
-// caBundle holds PEM certificates every sandbox shall trust and may be empty.
-func GuestSetup(caBundle string) api.GuestSetup {
-	return api.GuestSetup{Hostname: hostname, Nameservers: []string{"8.8.8.8"}, CABundle: caBundle}
+// caBundle holds PEM certificates every sandbox shall trust and may be empty, and
+// roots those for sandboxes that know none.
+func GuestSetup(caBundle, roots string) api.GuestSetup {
+	return api.GuestSetup{Hostname: hostname, Nameservers: []string{"8.8.8.8"}, CABundle: caBundle, Roots: roots}
 }
 
 // guestClient speaks to the daemons inside sandboxes over their own links.
