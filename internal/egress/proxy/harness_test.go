@@ -228,7 +228,7 @@ func (b *box) publish(t testing.TB, allow ...string) egress.Tenant {
 
 func (b *box) publishDocument(t testing.TB, doc policy.Document) egress.Tenant {
 	t.Helper()
-	p, err := policy.Parse(doc, policy.Options{})
+	p, err := policy.Parse(doc, policy.Options{Rules: true})
 	if err != nil {
 		t.Fatal(err)
 	}
