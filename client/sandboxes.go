@@ -34,14 +34,6 @@ func (c *Client) Connect(ctx context.Context, id string, timeout time.Duration) 
 	return connected, wrap("connect sandbox", err)
 }
 
-// Explain says what becomes of a flow under the sandbox's policy, and why.
-// Nothing is sent.
-func (c *Client) Explain(ctx context.Context, id string, flow api.Flow) (api.Explanation, error) {
-	var explanation api.Explanation
-	_, err := c.call(ctx, http.MethodPost, sandboxPath(id)+"/network/explain", nil, flow, &explanation)
-	return explanation, wrap("explain", err)
-}
-
 // RotateTrafficToken replaces the traffic token of a sandbox that is not open to
 // everybody. Once it returns, the old one lets nobody in, and what it had let in
 // is cut. It returns a secret.
@@ -75,13 +67,6 @@ func (c *Client) Kill(ctx context.Context, id string) error {
 func (c *Client) SetTimeout(ctx context.Context, id string, timeout time.Duration) error {
 	_, err := c.call(ctx, http.MethodPost, sandboxPath(id)+"/timeout", nil, api.Timeout{Timeout: seconds(timeout)}, nil)
 	return wrap("set timeout", err)
-}
-
-// SetNetwork replaces a sandbox's network document: what update leaves out is
-// cleared. When it returns nil the new document is in force.
-func (c *Client) SetNetwork(ctx context.Context, id string, update api.NetworkUpdate) error {
-	_, err := c.call(ctx, http.MethodPut, sandboxPath(id)+"/network", nil, update, nil)
-	return wrap("set network", err)
 }
 
 // Metrics returns readings of a sandbox's resources, oldest first. A zero start

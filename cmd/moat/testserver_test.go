@@ -242,8 +242,23 @@ func (e *engine) SetNetwork(ctx context.Context, id string, change sandbox.Netwo
 			return sandbox.ErrGeneration
 		}
 		s.Network, s.InternetAccess = change.Document, change.Internet
+		if !change.KeepGrants {
+			s.Grants = nil
+		}
 		return nil
 	})
+}
+
+func (e *engine) EditNetwork(ctx context.Context, id string, edit func(store.Sandbox) ([]string, []string, error)) (store.Sandbox, sandbox.Receipt, error) {
+	receipt, err := e.renew(ctx, id, func(s *store.Sandbox) (err error) {
+		s.Network.AllowOut, s.Network.DenyOut, err = edit(*s)
+		return err
+	})
+	if err != nil {
+		return store.Sandbox{}, receipt, err
+	}
+	record, err := e.Store.Sandbox(ctx, id)
+	return record, receipt, err
 }
 
 func (e *engine) Grant(ctx context.Context, id string, entries []string, until time.Time) (sandbox.Grant, sandbox.Receipt, error) {

@@ -32,6 +32,10 @@ type Engine interface {
 	// SetNetwork replaces the network document and returns once the data plane
 	// has confirmed it. sandbox.ErrGeneration.
 	SetNetwork(ctx context.Context, id string, change sandbox.NetworkChange) (sandbox.Receipt, error)
+	// EditNetwork replaces the lists of the network document by what edit makes
+	// of the record, and leaves the rest of it alone. edit may be called more than
+	// once; its error is returned unwrapped.
+	EditNetwork(ctx context.Context, id string, edit func(store.Sandbox) (allowOut, denyOut []string, err error)) (store.Sandbox, sandbox.Receipt, error)
 	// Grant allows entries of allowOut beside the document until a time, and
 	// returns once the data plane has confirmed it. sandbox.ErrGrants.
 	Grant(ctx context.Context, id string, entries []string, until time.Time) (sandbox.Grant, sandbox.Receipt, error)

@@ -53,6 +53,12 @@ func (c *call) explain(err error) *fault {
 		return &fault{status: http.StatusNotFound, message: fmt.Sprintf("Sandbox %q doesn't exist or you don't have access to it", c.id)}
 	case errors.Is(err, sandbox.ErrNotRunning):
 		return &fault{status: http.StatusConflict, message: fmt.Sprintf("Sandbox %q is being killed", c.id)}
+	case errors.Is(err, sandbox.ErrGeneration):
+		return &fault{status: http.StatusPreconditionFailed, message: "The network of the sandbox was changed meanwhile: read it again, and send its new ETag as If-Match"}
+	case errors.Is(err, sandbox.ErrNoGrant):
+		return &fault{status: http.StatusNotFound, message: fmt.Sprintf("Sandbox %q has no such grant: it has ended, or there never was one", c.id)}
+	case errors.Is(err, sandbox.ErrGrants):
+		return &fault{status: http.StatusConflict, message: fmt.Sprintf("Sandbox %q has %d grants already, as many as it may have", c.id, sandbox.MaxGrants)}
 	case errors.Is(err, sandbox.ErrPublic):
 		return &fault{status: http.StatusConflict, message: fmt.Sprintf("Sandbox %q is open to everybody: it has no traffic token", c.id)}
 	case errors.Is(err, sandbox.ErrTemplateNotFound):

@@ -2,7 +2,6 @@ package control
 
 import (
 	"slices"
-	"strconv"
 
 	"github.com/go-json-experiment/json/jsontext"
 
@@ -53,17 +52,19 @@ func updateNetwork(c *call) error {
 	if err != nil {
 		return err
 	}
+	change := sandbox.NetworkChange{Internet: internet}
+	if change.IfGeneration, err = c.ifMatch(); err != nil {
+		return err
+	}
+	if change.KeepGrants, err = c.keepGrants(); err != nil {
+		return err
+	}
 	record, err := c.sandbox()
 	if err != nil {
 		return err
 	}
-	// An update replaces lists. E2B's rules are settled at create: to say nothing of
-	// them leaves them alone, while Cube's are cleared like all else.
-	keep := !body.saysRules() && len(record.Network.Rules.Hosts) > 0
-	if keep {
-		document.Rules = record.Network.Rules
-	}
-	if _, err := c.compileNew(document); err != nil {
+	change.Document, change.KeepRules = body.inPlaceOf(record.Network, document)
+	if _, err := c.compileNew(change.Document); err != nil {
 		return err
 	}
 	if err := said.keeps(record.Ingress); err != nil {
@@ -71,13 +72,40 @@ func updateNetwork(c *call) error {
 	}
 	ctx, cancel := c.lasting()
 	defer cancel()
-	receipt, err := c.Engine.SetNetwork(ctx, c.id, sandbox.NetworkChange{Document: document, Internet: internet, KeepRules: keep})
+	receipt, err := c.Engine.SetNetwork(ctx, c.id, change)
 	if err != nil {
 		return err
 	}
-	c.w.Header().Set(api.HeaderNetworkGeneration, strconv.FormatUint(receipt.Generation, 10))
-	c.w.Header().Set(api.HeaderFlowsCut, strconv.Itoa(receipt.Cut))
+	c.showReceipt(receipt)
 	return c.done()
+}
+
+// inPlaceOf is the document that an update makes of the old one. An update
+// replaces lists. E2B's rules are settled at create: to say nothing of them
+// leaves them alone, while Cube's are cleared like all else.
+func (n *networkUpdate) inPlaceOf(old, document policy.Document) (_ policy.Document, keepRules bool) {
+	keepRules = !n.saysRules() && len(old.Rules.Hosts) > 0
+	if keepRules {
+		document.Rules = old.Rules
+	}
+	return document, keepRules
+}
+
+// keepGrants says whether temporary grants outlive the update. E2B's clients do
+// not know of them, and mean what they send to be all there is.
+func (c *call) keepGrants() (bool, error) {
+	q, err := c.query()
+	if err != nil {
+		return false, err
+	}
+	switch text := q.get("grants"); text {
+	case "", "end":
+		return false, nil
+	case "keep":
+		return true, nil
+	default:
+		return false, badRequest("grants must be keep or end, got %q", clip(text))
+	}
 }
 
 // translate makes the document and refuses what it cannot express. prefix is

@@ -101,7 +101,7 @@ func missing(from, in map[string]bool) (all []string) {
 func TestDocumentAndTypesAgree(t *testing.T) {
 	d, raw := readDocument(t)
 	types := []any{
-		api.Error{}, api.Health{}, api.NewSandbox{}, api.Network{}, api.NetworkUpdate{}, api.Connect{}, api.TrafficToken{}, api.NewLink{}, api.Link{}, api.Flow{}, api.Explanation{}, api.FlowRecord{}, api.FlowPage{}, api.FlowsLost{}, api.FlowsEnd{}, api.Timeout{}, api.Refresh{},
+		api.Error{}, api.Health{}, api.NewSandbox{}, api.Network{}, api.NetworkUpdate{}, api.Connect{}, api.TrafficToken{}, api.NewLink{}, api.Link{}, api.Question{}, api.Explanation{}, api.Decision{}, api.Replay{}, api.ReplayedFlow{}, api.NetworkState{}, api.EffectiveNetwork{}, api.NetworkWarning{}, api.NetworkEdit{}, api.NewGrant{}, api.Grant{}, api.FlowRecord{}, api.FlowPage{}, api.FlowsLost{}, api.FlowsEnd{}, api.Timeout{}, api.Refresh{},
 		api.Sandbox{}, api.ListedSandbox{}, api.SandboxDetail{}, api.Lifecycle{}, api.SandboxMetric{}, api.SandboxesMetrics{},
 		api.HostRule{}, api.Transform{}, api.OrderedRule{}, api.Match{}, api.Action{}, api.Inject{}, api.EgressProxy{}, api.SecretValue{}, api.Secret{},
 		api.NewKey{}, api.Key{}, api.CreatedKey{}, api.NewTemplate{}, api.Template{},

@@ -313,6 +313,18 @@ func (e *engine) SetNetwork(ctx context.Context, id string, change sandbox.Netwo
 	})
 }
 
+func (e *engine) EditNetwork(ctx context.Context, id string, edit func(store.Sandbox) ([]string, []string, error)) (store.Sandbox, sandbox.Receipt, error) {
+	receipt, err := e.renew(ctx, id, func(s *store.Sandbox) (err error) {
+		s.Network.AllowOut, s.Network.DenyOut, err = edit(*s)
+		return err
+	})
+	if err != nil {
+		return store.Sandbox{}, receipt, err
+	}
+	record, err := e.store.Sandbox(ctx, id)
+	return record, receipt, err
+}
+
 func (e *engine) Grant(ctx context.Context, id string, entries []string, until time.Time) (sandbox.Grant, sandbox.Receipt, error) {
 	grant := sandbox.Grant{ID: sandbox.NewGrantID(), AllowOut: entries, CreatedAt: time.Now().UTC(), ExpiresAt: until.UTC()}
 	receipt, err := e.renew(ctx, id, func(s *store.Sandbox) error {

@@ -41,7 +41,12 @@ var publicRoutes = []route{
 	{"POST /v2/sandboxes/{sandboxID}/connect", connectV2, keyed},
 	{"POST /sandboxes/{sandboxID}/timeout", setTimeout, keyed},
 	{"POST /sandboxes/{sandboxID}/refreshes", refresh, keyed},
+	{"GET /sandboxes/{sandboxID}/network", showNetwork, keyed},
 	{"PUT /sandboxes/{sandboxID}/network", updateNetwork, keyed},
+	{"PATCH /sandboxes/{sandboxID}/network", editNetwork, keyed},
+	{"GET /sandboxes/{sandboxID}/network/grants", listGrants, keyed},
+	{"POST /sandboxes/{sandboxID}/network/grants", addGrant, keyed},
+	{"DELETE /sandboxes/{sandboxID}/network/grants/{grantID}", revokeGrant, keyed},
 	{"POST /sandboxes/{sandboxID}/network/explain", explainNetwork, keyed},
 	{"GET /sandboxes/{sandboxID}/network/flows", listFlows, slow},
 	{"POST /sandboxes/{sandboxID}/traffic-token", rotateTrafficToken, keyed},
@@ -130,7 +135,7 @@ func (a *API) serve(routes []route, authenticate func(*http.Request) (team strin
 // unrouted says why no route took the request: its path or its method.
 func unrouted(mux *http.ServeMux, r *http.Request) error {
 	var allowed []string
-	for _, method := range []string{"GET", "HEAD", "POST", "PUT", "DELETE"} {
+	for _, method := range []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"} {
 		probe := &http.Request{Method: method, URL: r.URL, Host: r.Host}
 		if _, pattern := mux.Handler(probe); pattern != anyPath {
 			allowed = append(allowed, method)
@@ -155,7 +160,7 @@ func unknownRoute(r *http.Request) error {
 // browser adds that by itself.
 func allowAnyOrigin(h http.Header) {
 	h.Set("Access-Control-Allow-Origin", "*")
-	h.Set("Access-Control-Allow-Methods", "GET, HEAD, POST, PUT, DELETE, OPTIONS")
+	h.Set("Access-Control-Allow-Methods", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")
 	// The star does not cover Authorization.
 	h.Set("Access-Control-Allow-Headers", "*, Authorization, Content-Type, X-API-Key, X-Team-ID")
 	h.Set("Access-Control-Expose-Headers", strings.Join([]string{

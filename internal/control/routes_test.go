@@ -40,7 +40,7 @@ func TestWrongMethods(t *testing.T) {
 		"POST /health":               "GET, HEAD, OPTIONS",
 		"PATCH /sandboxes/i1":        "GET, HEAD, DELETE, OPTIONS",
 		"GET /sandboxes/i1/connect":  "POST, OPTIONS",
-		"POST /sandboxes/i1/network": "PUT, OPTIONS",
+		"POST /sandboxes/i1/network": "GET, HEAD, PUT, PATCH, OPTIONS",
 		"GET /templates/t1":          "DELETE, OPTIONS",
 		"BREW /sandboxes":            "GET, HEAD, POST, OPTIONS",
 	} {

@@ -96,6 +96,17 @@ func (n *Node) SetNetwork(ctx context.Context, id string, change sandbox.Network
 	return receipt, err
 }
 
+// EditNetwork replaces the lists of a sandbox's network document by what edit
+// makes of its record, and leaves the rest alone. It promises what SetNetwork
+// does. edit may be called more than once; its error is returned unwrapped.
+func (n *Node) EditNetwork(ctx context.Context, id string, edit func(store.Sandbox) (allowOut, denyOut []string, err error)) (store.Sandbox, sandbox.Receipt, error) {
+	receipt, record, err := n.renew(ctx, id, func(s *store.Sandbox) (err error) {
+		s.Network.AllowOut, s.Network.DenyOut, err = edit(*s)
+		return err
+	})
+	return record, receipt, err
+}
+
 // renew changes what a sandbox may reach, as SetNetwork promises. edit is
 // called twice, first on a copy of the record and then on the record itself,
 // and must do the same both times; its error is returned unwrapped. It must not

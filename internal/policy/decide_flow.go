@@ -1,0 +1,27 @@
+package policy
+
+import "net/netip"
+
+// DecideFlow answers about a flow that says which name it is for, as the proxy
+// does: either the name or the address may allow it. An invalid address is one
+// that is not known yet; then what holds for addresses at large counts, and the
+// address that the name turns out to have may still be denied. It allocates
+// nothing.
+func (p *Policy) DecideFlow(name Name, f Flow) Decision {
+	d := p.DecideName(name, f.Proto, f.Dst.Port())
+	if p == nil || d.Verdict == Allow || d.Rule == RuleProtocol {
+		return d
+	}
+	if f.Dst.Addr().IsValid() {
+		if by := p.Decide(f); by.Verdict == Allow {
+			return by
+		}
+		return d
+	}
+	if others := p.others(); others.Verdict == Allow {
+		others.by, others.name = byName, name
+		others.flow = Flow{Proto: f.Proto, Dst: netip.AddrPortFrom(netip.Addr{}, f.Dst.Port())}
+		return others
+	}
+	return d
+}
