@@ -18,6 +18,7 @@ import (
 // nftables transaction left, which takes many times as long as the request.
 type tracker struct {
 	sockets map[int]*nl.SocketHandle
+	port    uint32 // of the socket, as the kernel names who ended a flow
 }
 
 func openTracker() (*tracker, error) {
@@ -25,7 +26,12 @@ func openTracker() (*tracker, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open conntrack socket: %w", err)
 	}
-	return &tracker{sockets: map[int]*nl.SocketHandle{unix.NETLINK_NETFILTER: {Socket: socket}}}, nil
+	port, err := socket.GetPid()
+	if err != nil {
+		socket.Close()
+		return nil, fmt.Errorf("open conntrack socket: %w", err)
+	}
+	return &tracker{sockets: map[int]*nl.SocketHandle{unix.NETLINK_NETFILTER: {Socket: socket}}, port: port}, nil
 }
 
 func (t *tracker) close() { t.sockets[unix.NETLINK_NETFILTER].Close() }

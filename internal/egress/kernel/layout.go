@@ -73,6 +73,20 @@ func (l layout) slot(index int) (Slot, error) {
 // owns reports whether an address is in the ranges of the slots.
 func (l layout) owns(a netip.Addr) bool { return l.range4.Contains(a) || l.range6.Contains(a) }
 
+// indexOf returns the number of the slot whose sandbox has an address.
+func (l layout) indexOf(a netip.Addr) (int, bool) {
+	if !l.owns(a) {
+		return 0, false
+	}
+	first, own := l.range4.Addr(), a
+	if a.Is6() {
+		first = l.range6.Addr()
+	}
+	offset := binary.BigEndian.Uint32(own.AsSlice()[own.BitLen()/8-4:]) - binary.BigEndian.Uint32(first.AsSlice()[first.BitLen()/8-4:])
+	index := int(offset / 2)
+	return index, offset%2 == 1 && index >= 1 && index <= l.maxIndex()
+}
+
 // ifPrefix begins the names of all host interfaces of this instance, and of
 // nothing else.
 func (l layout) ifPrefix() string { return "m" + l.instance + "-" }

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"sync/atomic"
 
 	"github.com/vishvananda/netlink"
 	"go4.org/netipx"
@@ -52,6 +53,7 @@ type Network struct {
 	tracker *tracker
 	barrier *barrier
 
+	lost     atomic.Uint64  // times that events were lost
 	removals sync.WaitGroup // of slots that are destroyed
 
 	mu      sync.Mutex
@@ -124,6 +126,9 @@ func (n *Network) start() (err error) {
 	}
 	if err := hastenRefusals(); err != nil {
 		n.log.Warn("refused sandboxes will at times wait for a timeout", "error", err)
+	}
+	if err := accountFlows(); err != nil {
+		n.log.Warn("flows are recorded without bytes and times", "error", err)
 	}
 	if err := n.fenceRanges(); err != nil {
 		return err

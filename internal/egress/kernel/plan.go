@@ -55,6 +55,7 @@ type set struct {
 // basePlan is what all slots of a network share.
 type basePlan struct {
 	maps   []string
+	meters []string
 	sets   []set
 	inet   []chain
 	netdev []chain
@@ -66,8 +67,9 @@ func planBase(l layout, never *policy.Never) basePlan {
 	sets := []set{{name: "never4", ranges: never4}, {name: "never6", v6: true, ranges: never6}}
 	return basePlan{
 		maps:   []string{mapOut, mapIn, mapRedirect},
+		meters: []string{meterRefusals},
 		sets:   sets,
-		inet:   slices.Concat(hookChains(l), redirectChains(l, sets), judgeChains(l, sets)),
+		inet:   slices.Concat(hookChains(l), redirectChains(l, sets), judgeChains(l, sets), refuseChains()),
 		netdev: []chain{headersChain()},
 	}
 }
@@ -168,10 +170,6 @@ func judgeChains(l layout, never []set) []chain {
 			{icmp6("time-exceeded", 3), accept()},
 			{icmp6("parameter-problem", 4), accept()},
 			{counter(), drop()},
-		}},
-		{name: "refuse", rules: []rule{
-			{l4proto("tcp", unix.IPPROTO_TCP), counter(), resetTCP()},
-			{counter(), prohibit()},
 		}},
 	}
 }

@@ -22,6 +22,9 @@ func (p slotPlan) String() string {
 func (p basePlan) String() string {
 	var b strings.Builder
 	b.WriteString("table inet {\n")
+	for _, name := range p.meters {
+		fmt.Fprintf(&b, "\tset %s {\n\t\tsize %d\n\t\tflags dynamic,timeout\n\t\ttimeout %v\n\t}\n", name, meterSize, strings.TrimSuffix(meterTimeout.String(), "0s"))
+	}
 	writeTable(&b, p.sets, p.inet)
 	b.WriteString("table netdev {\n")
 	writeTable(&b, nil, p.netdev)

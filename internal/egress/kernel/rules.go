@@ -1,7 +1,6 @@
 package kernel
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"sync"
@@ -109,21 +108,6 @@ func (r *rules) commit(t *transaction) error {
 	return nil
 }
 
-// message is one that the kernel sent.
-type message struct {
-	kind uint16
-	seq  int
-	body []byte
-}
-
-// errno is the outcome that a message of kind NLMSG_ERROR reports.
-func (m message) errno() unix.Errno {
-	if len(m.body) < 4 {
-		return unix.EBADMSG
-	}
-	return unix.Errno(-int32(binary.NativeEndian.Uint32(m.body)))
-}
-
 // receive hands over messages for as long as more are wanted. It ends with nil
 // when they are not, and with EAGAIN if flags forbid to wait and there is none.
 func (r *rules) receive(flags int, each func(message) (more bool)) error {
@@ -142,20 +126,8 @@ func (r *rules) receive(flags int, each func(message) (more bool)) error {
 		case err != nil:
 			return err
 		}
-		for b := buf[:n]; len(b) >= headerLen; {
-			length := int(binary.NativeEndian.Uint32(b))
-			if length < headerLen || length > len(b) {
-				return unix.EBADMSG
-			}
-			m := message{
-				kind: binary.NativeEndian.Uint16(b[4:]),
-				seq:  int(binary.NativeEndian.Uint32(b[8:])),
-				body: b[headerLen:length],
-			}
-			if !each(m) {
-				return nil
-			}
-			b = b[min(aligned(length), len(b)):]
+		if more, err := eachMessage(buf[:n], each); err != nil || !more {
+			return err
 		}
 	}
 }

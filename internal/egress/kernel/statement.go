@@ -241,6 +241,22 @@ func limitOver(rate uint64, burst uint32) statement {
 		&expr.Limit{Type: expr.LimitTypePkts, Rate: rate, Burst: burst, Unit: expr.LimitTimeSecond, Over: true})
 }
 
+// meterOver matches what exceeds a rate, in packets per second of each interface.
+func meterOver(meter string, rate uint64, burst uint32) statement {
+	over := limitOver(rate, burst)
+	return part(fmt.Sprintf("update @%s { iifname %s }", meter, over.text),
+		meta(expr.MetaKeyIIFNAME),
+		&expr.Dynset{SrcRegKey: reg, SetName: meter, Operation: unix.NFT_DYNSET_OP_UPDATE, Exprs: over.exprs})
+}
+
+// logTo tells of the packet, by its first bytes, to whoever has bound a group of
+// the packet log.
+func logTo(group uint16, head uint32) statement {
+	const key = 1<<unix.NFTA_LOG_GROUP | 1<<unix.NFTA_LOG_SNAPLEN
+	return part(fmt.Sprintf("log group %d snaplen %d", group, head),
+		&expr.Log{Key: key, Group: group, Snaplen: head})
+}
+
 // synOnly matches the first packet of either direction of a TCP connection.
 func synOnly() statement {
 	return part("tcp flags syn / syn,rst",

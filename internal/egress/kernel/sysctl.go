@@ -62,11 +62,20 @@ func hastenRefusals() error {
 
 // raiseSysctl sets a number unless it is as high already.
 func raiseSysctl(name string, value int) error {
+	return moveSysctl(name, value, func(now int) bool { return now >= value })
+}
+
+// lowerSysctl sets a number unless it is as low already.
+func lowerSysctl(name string, value int) error {
+	return moveSysctl(name, value, func(now int) bool { return now <= value })
+}
+
+func moveSysctl(name string, value int, fine func(now int) bool) error {
 	text, err := readSysctl(name)
 	if err != nil {
 		return fmt.Errorf("read net/%s: %w", name, err)
 	}
-	if now, err := strconv.Atoi(text); err == nil && now >= value {
+	if now, err := strconv.Atoi(text); err == nil && fine(now) {
 		return nil
 	}
 	return setSysctl(name, strconv.Itoa(value))

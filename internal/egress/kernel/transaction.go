@@ -3,6 +3,7 @@ package kernel
 import (
 	"encoding/binary"
 	"fmt"
+	"time"
 
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/userdata"
@@ -163,6 +164,23 @@ func (t *transaction) addMap(table, name string) {
 	// Names are strings in the host's byte order; nft needs to know to print them.
 	a = attr(a, unix.NFTA_SET_USERDATA, userdata.AppendUint32(nil, userdata.NFTNL_UDATA_SET_KEYBYTEORDER, 1))
 	t.message(unix.NFT_MSG_NEWSET, unix.NLM_F_CREATE|unix.NLM_F_EXCL, inetFamily, "add map "+name, a)
+}
+
+// What a meter holds: so many interfaces, and each for so long after it was last
+// used.
+const (
+	meterSize    = 65535
+	meterTimeout = time.Minute
+)
+
+// addMeter adds an empty set to which rules add interfaces, each with what the
+// rule counts of it.
+func (t *transaction) addMeter(table, name string) {
+	a := t.setHead(table, name, unix.NFT_SET_EVAL|unix.NFT_SET_TIMEOUT, keyIfName, keyIfNameLen)
+	a = attr(a, unix.NFTA_SET_TIMEOUT, binary.BigEndian.AppendUint64(nil, uint64(meterTimeout.Milliseconds())))
+	a = nest(a, unix.NFTA_SET_DESC, func(d []byte) []byte { return be32(d, unix.NFTA_SET_DESC_SIZE, meterSize) })
+	a = attr(a, unix.NFTA_SET_USERDATA, userdata.AppendUint32(nil, userdata.NFTNL_UDATA_SET_KEYBYTEORDER, 1))
+	t.message(unix.NFT_MSG_NEWSET, unix.NLM_F_CREATE|unix.NLM_F_EXCL, inetFamily, "add meter "+name, a)
 }
 
 // addSet adds a set with its addresses.
