@@ -245,4 +245,3 @@ func TestParseHead(t *testing.T) {
 		}
 	}
 }
-
