@@ -49,8 +49,8 @@ type NetworkOptions struct {
 // cleared, and temporary grants end. When it returns nil the new document is in
 // force.
 func (c *Client) SetNetwork(ctx context.Context, id string, update api.NetworkUpdate) error {
-	_, err := c.SetNetworkIf(ctx, id, update, NetworkOptions{})
-	return err
+	_, err := c.call(ctx, http.MethodPut, sandboxPath(id)+"/network", nil, update, nil)
+	return wrap("set network", err)
 }
 
 // SetNetworkIf is SetNetwork with conditions.
