@@ -3,7 +3,6 @@ package ingress
 import (
 	"bufio"
 	"context"
-	"errors"
 	"net"
 	"net/http"
 	"time"
@@ -106,7 +105,7 @@ func (a *answer) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 		reset(conn)
 		return nil, nil, errEnded
 	}
-	return &clientConn{Conn: conn, early: rw.Reader, meter: &a.x.meter}, rw, nil
+	return &clientConn{Conn: conn, early: rw.Reader, meter: &a.x.meter, buffers: &a.x.in.buffers}, rw, nil
 }
 
 // upgraded reports whether the connection no longer speaks HTTP.
@@ -136,36 +135,4 @@ func (a *answer) end(r *http.Request, broken bool) {
 			reset(conn)
 		}
 	}
-}
-
-// clientConn is an upgraded connection. What a client sent without waiting for
-// the answer sits in the server's buffer.
-type clientConn struct {
-	net.Conn
-	early *bufio.Reader
-	meter *meter
-}
-
-func (c *clientConn) Read(p []byte) (n int, err error) {
-	if early := c.early.Buffered(); early > 0 {
-		n, err = c.early.Read(p[:min(early, len(p))])
-	} else {
-		n, err = c.Conn.Read(p)
-	}
-	c.meter.toApp(n)
-	return n, err
-}
-
-func (c *clientConn) Write(p []byte) (int, error) {
-	n, err := c.Conn.Write(p)
-	c.meter.toClient(n)
-	return n, err
-}
-
-// CloseWrite passes half-closing on, which Conn's type does not promise.
-func (c *clientConn) CloseWrite() error {
-	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
-		return half.CloseWrite()
-	}
-	return errors.ErrUnsupported
 }

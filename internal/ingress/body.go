@@ -19,6 +19,7 @@ const (
 type clientBody struct {
 	io.ReadCloser
 	meter    *meter
+	ended    func() // called at the end, before whoever reads learns of it
 	complete atomic.Bool
 	failed   atomic.Bool
 }
@@ -30,6 +31,7 @@ func (b *clientBody) Read(p []byte) (int, error) {
 	switch err {
 	case nil:
 	case io.EOF:
+		b.ended()
 		b.complete.Store(true)
 	default:
 		b.failed.Store(true)

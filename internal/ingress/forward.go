@@ -87,8 +87,10 @@ func (x *exchange) rewrite(pr *httputil.ProxyRequest) {
 	}
 	// Shared, because the server fills it in only after the body.
 	out.Trailer = pr.In.Trailer
+	x.cleanTrailers(out.Trailer)
 	if out.Body != nil {
 		x.body.ReadCloser, x.body.meter = out.Body, &x.meter
+		x.body.ended = func() { x.cleanTrailers(out.Trailer) }
 		out.Body = &x.body
 	}
 }

@@ -16,12 +16,18 @@ const codePort = 49999
 // cleanHeaders takes out what programs in the sandbox must not see: our own
 // credentials, and what only we may say about where a request came from.
 func (x *exchange) cleanHeaders(h http.Header) {
-	for name, values := range h {
+	x.cleanTrailers(h)
+	stripCookies(h)
+}
+
+// cleanTrailers is for what comes after the body, which some programs take for
+// headers: it must not say what headers may not.
+func (x *exchange) cleanTrailers(t http.Header) {
+	for name, values := range t {
 		if x.isOurs(canonical(name), values) {
-			delete(h, name)
+			delete(t, name)
 		}
 	}
-	stripCookies(h)
 }
 
 func (x *exchange) isOurs(name string, values []string) bool {

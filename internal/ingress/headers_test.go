@@ -3,6 +3,7 @@ package ingress
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"strings"
 	"testing"
@@ -88,6 +89,29 @@ func TestAttack34CredentialsForwarded(t *testing.T) {
 			}
 		}
 	})
+}
+
+// Nor does any after the body, nor a word there about where a request came from.
+func TestAttack34TrailersForwarded(t *testing.T) {
+	w := newWorld(t)
+	b := w.serve(func(rw http.ResponseWriter, r *http.Request) {
+		io.Copy(io.Discard, r.Body)
+		json.NewEncoder(rw).Encode(r.Trailer)
+	})
+	w.each(t, func(t *testing.T, c client) {
+		req := c.request(t, "POST", b.host(), "/", io.MultiReader(strings.NewReader("body")))
+		req.Trailer = http.Header{
+			"E2b-Traffic-Access-Token": {"x"}, "Cube-Traffic-Access-Token": {"x"}, "X-Forwarded-For": {"192.0.2.1"}, "Forwarded": {"x"}, "X-Fine": {"y"},
+		}
+		if got := readAll(t, c.do(t, req).Body); got != `{"X-Fine":["y"]}`+"\n" {
+			t.Errorf("trailers %s", got)
+		}
+	})
+	// Trailers that nobody announced.
+	answer := exchangeRaw(t, w.plain, "POST / HTTP/1.1\r\nHost: "+b.host()+"\r\nTransfer-Encoding: chunked\r\nTrailer: X-Fine\r\n\r\n0\r\nX-Fine: y\r\nX-Forwarded-For: x\r\nE2b-Traffic-Access-Token: x\r\n\r\n")
+	if !strings.HasSuffix(strings.TrimSpace(answer), `{"X-Fine":["y"]}`) {
+		t.Errorf("trailers %q", answer)
+	}
 }
 
 func TestHopByHopHeaders(t *testing.T) {

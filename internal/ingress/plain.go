@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/tls"
 	"net"
 	"net/http"
 	"net/netip"
@@ -87,7 +88,7 @@ func (c *caller) findHost() bool {
 	}
 	c.host, c.route = host, route{address: addr, by: byHost}
 	scheme := "http"
-	if c.tcp == nil {
+	if _, secure := c.conn.(*tls.Conn); secure {
 		scheme = "https"
 	}
 	c.forwarded = c.forwarded[:0]

@@ -91,6 +91,21 @@ func TestAttack38Smuggling(t *testing.T) {
 		{"1.0 with chunks", "POST /a HTTP/1.0\r\nHost: HOST\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + hidden, []string{"POST /a"}},
 		{"body on GET", "GET /a HTTP/1.1\r\nHost: HOST\r\nContent-Length: 33\r\n\r\n" + hidden, []string{"GET /a"}},
 		{"h2c upgrade", "GET /a HTTP/1.1\r\nHost: HOST\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n\r\nPRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", []string{"GET /a"}},
+		{"chunks", "POST /a HTTP/1.1\r\nHost: HOST\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\nGET /b HTTP/1.1\r\nHost: HOST\r\n\r\n", []string{"POST /a", "GET /b"}},
+		{"chunk extensions", "POST /a HTTP/1.1\r\nHost: HOST\r\nTransfer-Encoding: chunked\r\n\r\n3;a=\"\r\n\r\nabc\r\n0\r\n\r\n", nil},
+		{"chunk extension of LF", "POST /a HTTP/1.1\r\nHost: HOST\r\nTransfer-Encoding: chunked\r\n\r\n2;\nxx\r\n21\r\n" + hidden + "\r\n0\r\n\r\n", nil},
+		{"chunk ended by LF", "POST /a HTTP/1.1\r\nHost: HOST\r\nTransfer-Encoding: chunked\r\n\r\n3\nabc\n0\n\n", nil},
+		{"chunk longer than it says", "POST /a HTTP/1.1\r\nHost: HOST\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nabc\r\n0\r\n\r\n", nil},
+		{"trailers that frame", "POST /a HTTP/1.1\r\nHost: HOST\r\nTransfer-Encoding: chunked\r\nTrailer: Content-Length\r\n\r\n0\r\nContent-Length: 33\r\n\r\n" + hidden, nil},
+		{"trailer with a credential", "POST /a HTTP/1.1\r\nHost: HOST\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nHost: x\r\n\r\n", []string{"POST /a"}},
+		{"Connection names the length", "POST /a HTTP/1.1\r\nHost: HOST\r\nConnection: Content-Length\r\nContent-Length: 33\r\n\r\n" + hidden, []string{"POST /a"}},
+		{"Connection names the host", "GET /a HTTP/1.1\r\nHost: HOST\r\nConnection: Host\r\n\r\n", []string{"GET /a"}},
+		{"after the last one", "GET /a HTTP/1.1\r\nHost: HOST\r\nConnection: close\r\n\r\n" + hidden, []string{"GET /a"}},
+		{"1.0 keeps nothing", "GET /a HTTP/1.0\r\nHost: HOST\r\n\r\n" + hidden, []string{"GET /a"}},
+		{"unknown expectation", "POST /a HTTP/1.1\r\nHost: HOST\r\nExpect: x\r\nContent-Length: 33\r\n\r\n" + hidden, nil},
+		{"websocket and a body", "GET /a HTTP/1.1\r\nHost: HOST\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nContent-Length: 33\r\n\r\n" + hidden, []string{"GET /a"}},
+		{"length and underscore", "POST /a HTTP/1.1\r\nHost: HOST\r\nContent_Length: 33\r\nContent-Length: 0\r\n\r\n", []string{"POST /a"}},
+		{"host and port that lead elsewhere", "GET /a HTTP/1.1\r\nHost: HOST:80@evil\r\n\r\n", nil},
 		{"body cut short", "POST /a HTTP/1.1\r\nHost: HOST\r\nContent-Length: 10\r\n\r\n123", nil},
 		{"too much header", "GET /a HTTP/1.1\r\nHost: HOST\r\nX-A: " + strings.Repeat("x", 2*DefaultMaxHeader) + "\r\n\r\n", nil},
 	} {
@@ -100,12 +115,33 @@ func TestAttack38Smuggling(t *testing.T) {
 			t.Parallel()
 			answer := exchangeRaw(t, w.plain, strings.ReplaceAll(x.send, "HOST", b.host()))
 			wantRequests(t, app.String(), x.want)
-			var minor, status int
-			fmt.Sscanf(answer, "HTTP/1.%d %d", &minor, &status)
-			if refused := status == 0 || status/100 == 4 || status == 501 || status == 505; refused != (x.want == nil) {
-				t.Errorf("client got %.60q", answer)
-			}
+			wantRefused(t, answer, x.want == nil)
 		})
+		// Behind requests that the faster half has served, and that share their
+		// packet with what follows.
+		behind := new(transcript)
+		c := w.serveRaw(behind.serve)
+		t.Run(x.what+", later", func(t *testing.T) {
+			t.Parallel()
+			const before = "GET /1 HTTP/1.1\r\nHost: HOST\r\n\r\nPOST /2 HTTP/1.1\r\nHost: HOST\r\nContent-Length: 3\r\n\r\nabc"
+			answer := exchangeRaw(t, w.plain, strings.ReplaceAll(before+x.send, "HOST", c.host()))
+			wantRequests(t, behind.String(), append([]string{"GET /1", "POST /2"}, x.want...))
+			const good = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+			rest, ok := strings.CutPrefix(answer, good+good)
+			if !ok {
+				t.Errorf("client got %.200q", answer)
+			}
+			wantRefused(t, rest, x.want == nil)
+		})
+	}
+}
+
+func wantRefused(t *testing.T, answer string, want bool) {
+	t.Helper()
+	var minor, status int
+	fmt.Sscanf(answer, "HTTP/1.%d %d", &minor, &status)
+	if refused := status == 0 || status/100 == 4 || status == 501 || status == 505; refused != want {
+		t.Errorf("client got %.60q", answer)
 	}
 }
 
@@ -151,6 +187,9 @@ func wantRequests(t *testing.T, sent string, want []string) {
 	}
 	if fmt.Sprint(got) != fmt.Sprint(want) {
 		t.Errorf("app saw %v, want %v, in %q", got, want, sent)
+	}
+	if strings.Contains(sent, "/hidden HTTP/1.1\r\n") && strings.Contains(fmt.Sprint(got), "/hidden") {
+		t.Errorf("what was hidden in a body was taken for a request: %q", sent)
 	}
 	head, _, _ := strings.Cut(sent, "\r\n\r\n")
 	if strings.ContainsAny(strings.ReplaceAll(head, "\r\n", ""), "\r\n\x00") {

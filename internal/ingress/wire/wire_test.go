@@ -115,6 +115,12 @@ func FuzzRequest(f *testing.F) {
 	f.Add([]byte("GET /a?b HTTP/1.1\r\nHost: x\r\nA: b\r\n\r\n"))
 	f.Add([]byte("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nConnection: close\r\n\r\nabc"))
 	f.Add([]byte("POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"))
+	for _, fields := range []string{
+		"Content-Length: 1\r\nContent-Length: 2\r\n", "Content-Length: 0x1\r\n", "Content-Length : 1\r\n", "Transfer-Encoding:\vchunked\r\n", "A: b\r\n c\r\n",
+		"A: b\nC: d\r\n", "A: b\rC: d\r\n", "Host: y\r\n", "Connection: Host\r\n", "Upgrade: h2c\r\nHTTP2-Settings: x\r\n", "Expect: 100-continue\r\n", "Content_Length: 3\r\n",
+	} {
+		f.Add([]byte("POST /a%2Fb/../c?%zz HTTP/1.1\r\nHost: x\r\n" + fields + "\r\nabc"))
+	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		end := End(b)
 		var r Request

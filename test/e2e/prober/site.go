@@ -2,8 +2,10 @@ package main
 
 import (
 	"fmt"
+	"hash/crc32"
 	"io"
 	"net/http"
+	"strconv"
 	"time"
 
 	"github.com/coder/websocket"
@@ -13,6 +15,8 @@ import (
 //
 //	/        the request as it arrived
 //	/echo    the request's body
+//	/sum     how many bytes the body had, and their sum
+//	/zeros   as many bytes of zero as ?n says
 //	/events  one event at once, the next when the client has asked for /next
 //	/ws      a WebSocket that sends back what it gets
 func site() http.Handler {
@@ -25,6 +29,16 @@ func site() http.Handler {
 	mux.HandleFunc("/echo", func(w http.ResponseWriter, r *http.Request) {
 		_ = http.NewResponseController(w).EnableFullDuplex() // HTTP/2 is that anyway
 		_, _ = io.Copy(w, r.Body)
+	})
+	mux.HandleFunc("/sum", func(w http.ResponseWriter, r *http.Request) {
+		sum := crc32.NewIEEE()
+		n, err := io.Copy(sum, r.Body)
+		fmt.Fprint(w, n, sum.Sum32(), err)
+	})
+	mux.HandleFunc("/zeros", func(w http.ResponseWriter, r *http.Request) {
+		n, _ := strconv.ParseInt(r.FormValue("n"), 10, 64) // else none
+		w.Header().Set("Content-Length", strconv.FormatInt(n, 10))
+		_, _ = io.CopyN(w, zeros{}, n)
 	})
 	mux.HandleFunc("/next", func(http.ResponseWriter, *http.Request) {
 		next <- struct{}{}
@@ -60,4 +74,12 @@ func site() http.Handler {
 		}
 	})
 	return mux
+}
+
+// zeros never ends.
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) {
+	clear(p)
+	return len(p), nil
 }
