@@ -31,6 +31,7 @@ type machine struct {
 	runtime   sandbox.Runtime
 	network   *kernel.Network
 	carrier   *carrier
+	direct    *direct
 	templates *template.Library
 	secrets   *vault.Vault
 	node      *node.Node
@@ -71,6 +72,7 @@ func assemble(ctx context.Context, c Config, records store.Store, log *audit.Log
 	if m.carrier, err = openCarrier(c, never, m.network.Doors(), log, failed); err != nil {
 		return nil, err
 	}
+	m.direct = watchDirect(c, m.network, m.carrier, log)
 	m.templates, err = template.Open(template.Config{
 		Dir: filepath.Join(c.DataDir, "templates"), Store: records, Logger: c.Logger, Defaults: defaultLimits(),
 	})
@@ -167,6 +169,9 @@ func (m *machine) release(kill bool) error {
 	}
 	if m.carrier != nil {
 		errs = append(errs, m.carrier.close())
+	}
+	if m.direct != nil {
+		m.direct.close()
 	}
 	left, err := m.records.Sandboxes(ctx, "")
 	errs = append(errs, err)

@@ -12,8 +12,9 @@ import (
 // no lock and allocates nothing, however many sandboxes there are and however
 // often they change.
 type Registry struct {
-	mu    sync.Mutex // serialises changes
-	known atomic.Pointer[map[netip.Addr]*Tenant]
+	mu     sync.Mutex // serialises changes
+	known  atomic.Pointer[map[netip.Addr]*Tenant]
+	former map[netip.Addr]Tenant // the latest of addresses that are nobody's
 }
 
 var _ Tenants = (*Registry)(nil)
@@ -31,6 +32,19 @@ func (r *Registry) Tenant(src netip.Addr) (Tenant, bool) {
 	return *t, true
 }
 
+// Last returns the tenant that an address has, or had before it became nobody's:
+// what is learned late may still be about that one. Of a former tenant there is
+// no policy.
+func (r *Registry) Last(src netip.Addr) (Tenant, bool) {
+	if t, ok := r.Tenant(src); ok {
+		return t, true
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	t, ok := r.former[src]
+	return t, ok
+}
+
 // Put makes t the tenant of both addresses, in one step. Whoever asks after it
 // has returned is told so.
 func (r *Registry) Put(addr4, addr6 netip.Addr, t Tenant) {
@@ -38,6 +52,7 @@ func (r *Registry) Put(addr4, addr6 netip.Addr, t Tenant) {
 		for _, addr := range []netip.Addr{addr4, addr6} {
 			if addr.IsValid() {
 				known[addr] = &t
+				delete(r.former, addr)
 			}
 		}
 	})
@@ -50,9 +65,19 @@ func (r *Registry) Remove(addr4, addr6 netip.Addr, sandbox string) {
 		for _, addr := range []netip.Addr{addr4, addr6} {
 			if t := known[addr]; t != nil && t.Sandbox == sandbox {
 				delete(known, addr)
+				r.retire(addr, *t)
 			}
 		}
 	})
+}
+
+// retire remembers who had an address. The caller holds r.mu.
+func (r *Registry) retire(addr netip.Addr, t Tenant) {
+	if r.former == nil {
+		r.former = make(map[netip.Addr]Tenant)
+	}
+	t.Policy = nil
+	r.former[addr] = t
 }
 
 // change swaps the map for a changed copy: readers have the one or the other.

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/moat-sandbox/moat/internal/egress"
+	"github.com/moat-sandbox/moat/internal/policy"
 )
 
 var (
@@ -41,6 +42,26 @@ func TestRegistry(t *testing.T) {
 	expectTenant(t, &r, first4, "", 0)
 	expectTenant(t, &r, first6, "", 0)
 	expectTenant(t, &r, second4, "b", 1)
+}
+
+// What comes late still finds whom it is about, until the address has another.
+func TestRegistryRemembersTheLastTenant(t *testing.T) {
+	var r egress.Registry
+	expectLast := func(sandbox string, hasPolicy bool) {
+		t.Helper()
+		got, ok := r.Last(first6)
+		if ok != (sandbox != "") || got.Sandbox != sandbox || (got.Policy != nil) != hasPolicy {
+			t.Errorf("the last tenant is %+v, %v; want %q", got, ok, sandbox)
+		}
+	}
+	expectLast("", false)
+	r.Put(first4, first6, egress.Tenant{Sandbox: "a", Policy: new(policy.Policy)})
+	expectLast("a", true)
+	r.Remove(first4, first6, "a")
+	expectLast("a", false)
+	expectTenant(t, &r, first6, "", 0)
+	r.Put(first4, first6, egress.Tenant{Sandbox: "b", Policy: new(policy.Policy)})
+	expectLast("b", true)
 }
 
 // A removal that comes late must not touch the address's next tenant.
