@@ -35,7 +35,7 @@ type carrier struct {
 
 // openCarrier starts proxy and resolver: when it returns, slots may open.
 // Should one of them fail later, failed is told why; it must not wait.
-func openCarrier(c Config, never *policy.Never, doors kernel.Doors, log *audit.Log, failed func(error)) (_ *carrier, err error) {
+func openCarrier(c Config, never *policy.Never, doors kernel.Doors, look insight, log *audit.Log, failed func(error)) (_ *carrier, err error) {
 	k := new(carrier)
 	defer func() {
 		if err != nil {
@@ -57,7 +57,10 @@ func openCarrier(c Config, never *policy.Never, doors kernel.Doors, log *audit.L
 	if err != nil {
 		return nil, err
 	}
-	k.proxy, err = proxy.New(proxy.Config{Tenants: &k.tenants, Dialer: dialer, Audit: log, Logger: c.Logger})
+	k.proxy, err = proxy.New(proxy.Config{
+		Tenants: &k.tenants, Dialer: dialer, Audit: log, Logger: c.Logger,
+		Authority: look.authority, Roots: look.roots, Secrets: look.secrets,
+	})
 	if err != nil {
 		return nil, err
 	}

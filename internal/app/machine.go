@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/moat-sandbox/moat/internal/audit"
+	"github.com/moat-sandbox/moat/internal/egress/intercept"
 	"github.com/moat-sandbox/moat/internal/egress/kernel"
 	"github.com/moat-sandbox/moat/internal/guest/image"
 	"github.com/moat-sandbox/moat/internal/node"
@@ -69,7 +70,15 @@ func assemble(ctx context.Context, c Config, records store.Store, log *audit.Log
 	if m.network, never, err = openNetwork(c, instance); err != nil {
 		return nil, err
 	}
-	if m.carrier, err = openCarrier(c, never, m.network.Doors(), log, failed); err != nil {
+	root, err := intercept.OpenRoot(filepath.Join(c.DataDir, "egress-ca.pem"))
+	if err != nil {
+		return nil, err
+	}
+	look, err := newInsight(root, ca, m.secrets)
+	if err != nil {
+		return nil, err
+	}
+	if m.carrier, err = openCarrier(c, never, m.network.Doors(), look, log, failed); err != nil {
 		return nil, err
 	}
 	m.direct = watchDirect(c, m.network, m.carrier, log)
@@ -82,12 +91,12 @@ func assemble(ctx context.Context, c Config, records store.Store, log *audit.Log
 	if err := m.templates.EnsureBase(ctx); err != nil {
 		return nil, err
 	}
-	guest, err := buildGuest(ctx, c, ca)
+	guest, err := buildGuest(ctx, c, ca+string(root.PEM()))
 	if err != nil {
 		return nil, err
 	}
 	m.compile = func(doc policy.Document) (*policy.Policy, error) {
-		return policy.Parse(doc, policy.Options{Never: never})
+		return policy.Parse(doc, policy.Options{Never: never, Rules: true})
 	}
 	m.node, err = node.Open(ctx, node.Config{
 		Store: records, Network: m.network, Tenants: &m.carrier.tenants, Flows: m.carrier.proxy, Audit: log, Runtime: m.runtime, Templates: m.templates,
