@@ -18,6 +18,9 @@ type Config struct {
 	Records string
 	// Addresses gives the internet further public addresses.
 	Addresses []netip.Addr
+	// Bare leaves out the web servers, so that ports 80 and 443 are free for
+	// others, and what notes the packets on the wire: for measurements.
+	Bare bool
 	// Log receives the servers' complaints; nil discards them.
 	Log *slog.Logger
 }
@@ -76,23 +79,31 @@ func (l *Lab) build(cfg Config) (err error) {
 	if err := connect(l.Node.Space, l.Internet, public); err != nil {
 		return err
 	}
-	return l.serve(zone, public, cfg.Log)
+	if err := l.serve(zone, public, cfg.Log); err != nil || cfg.Bare {
+		return err
+	}
+	return l.serveWeb(cfg.Log)
 }
 
-// serve starts everything that answers on the internet.
-func (l *Lab) serve(zone *zone, public []netip.Addr, log *slog.Logger) (err error) {
+// serveWeb starts the web servers, and watches the wire.
+func (l *Lab) serveWeb(log *slog.Logger) (err error) {
 	if l.capture, err = l.Internet.capture(internetLink, false); err != nil {
 		return err
 	}
 	l.closers = append(l.closers, l.capture)
-	if l.names, err = startNameserver(l.Internet, zone, log); err != nil {
-		return err
-	}
-	l.closers = append(l.closers, l.names)
 	if l.web, err = startWeb(l.Internet, l.ca, l.names, log); err != nil {
 		return err
 	}
 	l.closers = append(l.closers, l.web)
+	return nil
+}
+
+// serve starts everything else that answers on the internet.
+func (l *Lab) serve(zone *zone, public []netip.Addr, log *slog.Logger) (err error) {
+	if l.names, err = startNameserver(l.Internet, zone, log); err != nil {
+		return err
+	}
+	l.closers = append(l.closers, l.names)
 	streams, err := startStreams(l.Internet)
 	if err != nil {
 		return err
@@ -141,12 +152,23 @@ func (l *Lab) SetRecords(records string) error {
 // Queries lists the DNS queries that the internet has seen, oldest first.
 func (l *Lab) Queries() []Query { return l.names.seen.list() }
 
-// Requests lists the HTTP requests that the internet has seen, oldest first.
-func (l *Lab) Requests() []Request { return l.web.seen.list() }
+// Requests lists the HTTP requests that the internet has seen, oldest first; a
+// bare lab sees none.
+func (l *Lab) Requests() []Request {
+	if l.web == nil {
+		return nil
+	}
+	return l.web.seen.list()
+}
 
 // Packets lists what has arrived at the internet's end of the wire, as
-// Capture.Packets does.
-func (l *Lab) Packets() []Packet { return l.capture.Packets() }
+// Capture.Packets does; in a bare lab that is nothing.
+func (l *Lab) Packets() []Packet {
+	if l.capture == nil {
+		return nil
+	}
+	return l.capture.Packets()
+}
 
 type closerFunc func() error
 

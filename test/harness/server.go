@@ -48,7 +48,8 @@ type Server struct {
 	DataDir string
 	// Key is the API key that the first start printed.
 	Key string
-	// Wire notes what passes the node's interfaces, those of sandboxes too.
+	// Wire notes what passes the node's interfaces, those of sandboxes too; nil
+	// in a bare laboratory.
 	Wire *lab.Capture
 
 	tb     testing.TB
@@ -85,8 +86,10 @@ func New(tb testing.TB, o Options) *Server {
 		tb.Fatal(err)
 	}
 	tb.Cleanup(s.cleanup)
-	if s.Wire, err = s.Lab.Node.Capture(); err != nil {
-		tb.Fatal(err)
+	if !o.Lab.Bare {
+		if s.Wire, err = s.Lab.Node.Capture(); err != nil {
+			tb.Fatal(err)
+		}
 	}
 	if s.before, err = s.inventory(); err != nil {
 		tb.Fatal(err)
