@@ -56,6 +56,7 @@ wiring:              internal/app -> internal/... api
 
 laboratory:          internal/lab ->
 end-to-end tests:    test/... -> test/... internal/lab api/... client
+loads:               bench/load ->
 `
 
 // dependencyRules keep what is specific to one technology in one place:
@@ -67,7 +68,7 @@ one owner of the kernel's network:  github.com/vishvananda/netlink -> internal/e
 one driver knows gVisor:            gvisor.dev/gvisor -> internal/sandbox/gvisor
 one store knows bolt:               go.etcd.io/bbolt -> internal/store/bolt
 one place knows registries:         github.com/google/go-containerregistry -> internal/template/...
-one place speaks DNS:               github.com/miekg/dns -> internal/egress/dns internal/lab test/...
+one place speaks DNS:               github.com/miekg/dns -> internal/egress/dns internal/lab test/... bench/load
 one place knows Prometheus:         github.com/prometheus/client_golang -> internal/app
 one place speaks ACME:              golang.org/x/crypto/acme -> internal/ingress/acme
 the command line is at the edge:    github.com/spf13/cobra -> cmd/moat
