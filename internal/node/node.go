@@ -57,8 +57,8 @@ type Config struct {
 
 	// Compile turns a document into a policy, with the operator's settings.
 	Compile func(policy.Document) (*policy.Policy, error)
-	// Warm is what pooled boxes are booted with; a template with other memory
-	// limits is started cold.
+	// Warm is what pooled boxes are booted with; a template with other memory or
+	// disk limits is started cold.
 	Warm sandbox.Limits
 	// Pool is how many booted boxes wait for a sandbox, and how many more wait
 	// with the template Ahead already started. 0 boots each on demand.

@@ -110,7 +110,7 @@ func (n *Node) take(ctx context.Context, t store.Template) (warm, error) {
 			return w, nil
 		}
 	}
-	if t.Limits.MemoryMB == n.Warm.MemoryMB {
+	if t.Limits.SameMemory(n.Warm) {
 		if w, ok := n.empty.take(); ok {
 			return w, nil
 		}

@@ -17,7 +17,7 @@ type Runtime interface {
 	// Probe boots something real and reports what this machine gives.
 	Probe(ctx context.Context) (Caps, error)
 	// Prepare boots an empty box in the network namespace at netns, with
-	// limits that Start can still change except for memory.
+	// limits that Start can still change except for memory and disk.
 	Prepare(ctx context.Context, id, netns string, limits Limits) (Box, error)
 	// Load finds a box made earlier, also by another process of this
 	// installation. It returns ErrGone when the box no longer runs.
@@ -87,9 +87,25 @@ const GuestDir = "/.moat"
 // Limits bound one box. Zero means unlimited.
 type Limits struct {
 	CPUs      int `json:"cpus"`      // whole processors' worth of time
-	MemoryMB  int `json:"memoryMB"`  // MiB
+	MemoryMB  int `json:"memoryMB"`  // MiB that programs inside see and use
 	DiskMB    int `json:"diskMB"`    // MiB of the writable layer
 	Processes int `json:"processes"` // processes and threads inside
+}
+
+// HostMemory is the most memory of the host that a box may take, in bytes, not
+// counting what its runtime needs; 0 means unlimited. The writable layer lives in
+// memory, so there is room for both: a full disk is an error that programs can
+// deal with, memory that runs out is the end of the box.
+func (l Limits) HostMemory() int64 {
+	if l.MemoryMB == 0 {
+		return 0
+	}
+	return int64(l.MemoryMB+l.DiskMB) << 20
+}
+
+// SameMemory reports whether a box prepared with l can be started with other.
+func (l Limits) SameMemory(other Limits) bool {
+	return l.MemoryMB == other.MemoryMB && l.DiskMB == other.DiskMB
 }
 
 // Enforced says which limits hold on this machine.

@@ -132,8 +132,9 @@ func (b *box) checkStart(s sandbox.StartSpec) error {
 		return errors.New("it was started before")
 	case b.held == nil:
 		return errors.New("it was prepared by an earlier server")
-	case s.Limits.MemoryMB != b.limits.MemoryMB:
-		return fmt.Errorf("memory limit of %d MiB differs from the %d MiB it was prepared with", s.Limits.MemoryMB, b.limits.MemoryMB)
+	case !s.Limits.SameMemory(b.limits):
+		return fmt.Errorf("limits of %d MiB memory and %d MiB disk differ from the %d and %d it was prepared with",
+			s.Limits.MemoryMB, s.Limits.DiskMB, b.limits.MemoryMB, b.limits.DiskMB)
 	}
 	return checkStart(s)
 }

@@ -20,7 +20,7 @@ import (
 
 const (
 	// memoryHeadroom is what a box's cgroup may use beyond the sandbox's own
-	// memory: the sentry, its page tables and the gofer.
+	// memory and disk: the sentry, its page tables and the gofer.
 	memoryHeadroom = 64 << 20
 	// minHostTasks bounds the host threads of a box. It is a fuse only: when it
 	// blows the whole box goes, so the limit that code inside meets is RLIMIT_NPROC.
@@ -61,7 +61,7 @@ func (g *group) install(limits sandbox.Limits) error {
 	return nil
 }
 
-// update changes all limits but that of memory.
+// update changes all limits but those of memory and disk.
 func (g *group) update(limits sandbox.Limits) error {
 	if g == nil {
 		return nil
@@ -83,8 +83,8 @@ func (g *group) resources(limits sandbox.Limits) *specs.LinuxResources {
 		CPU:  &specs.LinuxCPU{Quota: &quota, Period: &period},
 		Pids: &specs.LinuxPids{Limit: max(minHostTasks, 4*int64(limits.Processes))},
 	}
-	if limits.MemoryMB > 0 {
-		bytes := int64(limits.MemoryMB)<<20 + memoryHeadroom
+	if bytes := limits.HostMemory(); bytes > 0 {
+		bytes += memoryHeadroom
 		res.Memory = &specs.LinuxMemory{Limit: &bytes}
 		if g.limitsSwap() {
 			res.Memory.Swap = &bytes // both together, hence no swap

@@ -41,6 +41,20 @@ func TestDiskLimit(t *testing.T) {
 	}
 }
 
+// TestFullDisk fills a disk larger than the memory: that is an error inside, not
+// the end of the box.
+func TestFullDisk(t *testing.T) {
+	l, r := newLab(t), newRuntime(t)
+	limits := testLimits
+	limits.MemoryMB, limits.DiskMB = 96, 320
+	_, s := startBox(t, r, l.image, limits)
+	got, err := s.ask(20*time.Second, request{Op: "fill", Path: "/var/tmp/a", MB: 400})
+	if err != nil || !strings.Contains(got.Err, "no space left on device") || got.N < 300 {
+		t.Errorf("filling a disk of 320 MiB: %+v, %v", got, err)
+	}
+	s.must(t, request{Op: "eat", MB: 64})
+}
+
 func TestProcessLimit(t *testing.T) {
 	l, r := newLab(t), newRuntime(t)
 	limits := testLimits

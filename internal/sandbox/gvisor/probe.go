@@ -69,7 +69,7 @@ func (r *Runtime) probe(ctx context.Context, caps *sandbox.Caps) (err error) {
 // holds reads back whether the group contains the process and bounds its
 // memory and CPU time as asked.
 func (g *group) holds(pid int, limits sandbox.Limits) (memory, cpu bool) {
-	wantMemory := strconv.FormatInt(int64(limits.MemoryMB)<<20+memoryHeadroom, 10)
+	wantMemory := strconv.FormatInt(limits.HostMemory()+memoryHeadroom, 10)
 	wantQuota := strconv.Itoa(limits.CPUs * cpuPeriod)
 	memoryFile, cpuFile := "memory.limit_in_bytes", "cpu.cfs_quota_us"
 	if g.unified {

@@ -123,7 +123,7 @@ func (r *Runtime) report(b *box) (sandbox.Caps, error) {
 		inVersion1, inVersion2 string
 	}{
 		{&caps.Enforced.Memory, "memory", "memory", "memory.limit_in_bytes", "memory.max",
-			strconv.Itoa(probeLimits.MemoryMB << 20), strconv.Itoa(probeLimits.MemoryMB << 20)},
+			strconv.FormatInt(probeLimits.HostMemory(), 10), strconv.FormatInt(probeLimits.HostMemory(), 10)},
 		{&caps.Enforced.CPU, "CPU", "cpu", "cpu.cfs_quota_us", "cpu.max",
 			strconv.Itoa(probeLimits.CPUs * cpuPeriod), fmt.Sprint(probeLimits.CPUs*cpuPeriod, cpuPeriod)},
 		{&caps.Enforced.Processes, "process", "pids", "pids.max", "pids.max",

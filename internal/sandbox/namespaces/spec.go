@@ -91,8 +91,7 @@ func resources(l sandbox.Limits) *specs.LinuxResources {
 		quota, period := int64(l.CPUs)*cpuPeriod, uint64(cpuPeriod)
 		r.CPU = &specs.LinuxCPU{Quota: &quota, Period: &period}
 	}
-	if l.MemoryMB > 0 {
-		bytes := int64(l.MemoryMB) << 20
+	if bytes := l.HostMemory(); bytes > 0 {
 		r.Memory = &specs.LinuxMemory{Limit: &bytes}
 		if swapCounted() {
 			r.Memory.Swap = &bytes // memory and swap together: no swap
