@@ -1,6 +1,7 @@
 package app
 
 import (
+	"bytes"
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
@@ -45,6 +46,9 @@ func readCA(path string) (string, error) {
 	}
 	if count == 0 {
 		return "", fmt.Errorf("read extra CA: %s holds no PEM certificate", path)
+	}
+	if !bytes.HasSuffix(raw, []byte("\n")) {
+		raw = append(raw, '\n') // more certificates follow
 	}
 	return string(raw), nil
 }

@@ -31,6 +31,7 @@ const (
 //	/status/N       an empty answer with that status
 //	/redirect?to=U  302 to U
 //	/ws             a WebSocket that sends back what it gets
+//	/lab.Echo/Echo  a gRPC method, streaming both ways, that does the same
 func newSite() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, r *http.Request) {
@@ -52,6 +53,7 @@ func newSite() http.Handler {
 		w.WriteHeader(http.StatusFound)
 	})
 	mux.HandleFunc("/ws", serveSocket)
+	mux.HandleFunc("POST /lab.Echo/Echo", serveCalls)
 	mux.HandleFunc("/bytes/{n}", serveBytes)
 	mux.HandleFunc("/chunked/{n}", serveChunks)
 	mux.HandleFunc("/events/{n}", serveEvents)
@@ -138,6 +140,28 @@ func serveSocket(w http.ResponseWriter, r *http.Request) {
 	for {
 		kind, message, err := conn.Read(r.Context())
 		if err != nil || conn.Write(r.Context(), kind, message) != nil {
+			return
+		}
+	}
+}
+
+// serveCalls speaks as much gRPC as sending everything back takes: what a
+// message is does not matter to it, and the status follows in the trailer.
+func serveCalls(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Content-Type", "application/grpc")
+	w.Header().Set("Trailer", "Grpc-Status")
+	out := http.NewResponseController(w)
+	if out.Flush() != nil {
+		return
+	}
+	page := make([]byte, 16<<10)
+	for {
+		n, err := r.Body.Read(page)
+		if _, failed := w.Write(page[:n]); failed != nil || out.Flush() != nil {
+			return
+		}
+		if err != nil {
+			w.Header().Set("Grpc-Status", "0")
 			return
 		}
 	}

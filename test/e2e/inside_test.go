@@ -152,6 +152,9 @@ type record struct {
 	Port                                                                                              uint16
 	Generation, BytesUp, BytesDown                                                                    uint64
 	Status                                                                                            int
+	Intercepted                                                                                       bool
+	Matched                                                                                           string
+	Injected                                                                                          []string
 }
 
 // records reads the audit log of a sandbox; of all for nil.

@@ -6,6 +6,8 @@
 //	prober serve PORT
 //	prober hold ADDRESS...
 //	prober pipe tcp:1.1.1.1:443
+//	prober grpc https://example.com
+//	prober websocket https://example.com/ws
 //
 // probe and hold write one JSON object per line: an Outcome.
 package main
@@ -45,7 +47,7 @@ func main() {
 
 func run(args []string) error {
 	if len(args) == 0 {
-		return errors.New("want probe, addrs, serve, hold or pipe")
+		return errors.New("want probe, addrs, serve, hold, pipe, grpc or websocket")
 	}
 	switch args[0] {
 	case "probe":
@@ -64,6 +66,11 @@ func run(args []string) error {
 			return errors.New("pipe wants one target")
 		}
 		return pipe(args[1])
+	case "grpc", "websocket":
+		if len(args) != 2 {
+			return fmt.Errorf("%s wants one URL", args[0])
+		}
+		return talk(args[0], args[1])
 	default:
 		return fmt.Errorf("%q is no command of mine", args[0])
 	}
