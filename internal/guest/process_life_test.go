@@ -15,6 +15,29 @@ import (
 	pb "github.com/moat-sandbox/moat/api/process"
 )
 
+// A sandbox that nobody claims runs a command by itself, of which nothing is
+// seen afterwards.
+func TestRehearsal(t *testing.T) {
+	d := start(t)
+	eventually(t, "a rehearsal", func() bool { return strings.Contains(d.log.String(), "rehearsed") })
+	if log := d.log.String(); strings.Count(log, "process started") != 1 || strings.Contains(log, "error") {
+		t.Errorf("the daemon says:\n%s", log)
+	}
+	if status, body := d.init(api.GuestInit{}, ""); status != 204 {
+		t.Fatalf("init: %d %s", status, body)
+	}
+	if list, err := d.process(nil).List(t.Context(), &pb.ListRequest{}); err != nil || len(list.GetProcesses()) != 0 {
+		t.Errorf("processes: %v, %v", list, err)
+	}
+}
+
+// A rehearsal under way does not keep the daemon from ending: start sees to that.
+func TestEndInRehearsal(t *testing.T) {
+	d := start(t)
+	eventually(t, "a rehearsal", func() bool { return strings.Contains(d.log.String(), "process started") })
+	d.stop()
+}
+
 func TestAllListenersGetEverything(t *testing.T) {
 	c := ready(t, api.GuestInit{}).process(nil)
 	stream, pid := begin(t, t.Context(), c, shell("read go; seq 1 20000; exit 9"))

@@ -137,6 +137,12 @@ func (s *Server) Run(ctx context.Context) error {
 	go func() { reaped <- s.reaper.Run(reaping) }()
 	served := make(chan error, 1)
 	go func() { served <- s.http.Serve(s.listener) }()
+	rehearsing, stopRehearsing := context.WithCancel(ctx)
+	rehearsed := make(chan struct{})
+	go func() {
+		defer close(rehearsed)
+		s.rehearse(rehearsing)
+	}()
 
 	var err error
 	select {
@@ -148,6 +154,8 @@ func (s *Server) Run(ctx context.Context) error {
 	case err = <-served:
 		err = errors.Join(err, s.http.Close())
 	}
+	stopRehearsing()
+	<-rehearsed
 	s.process.Close()
 	err = errors.Join(err, s.files.Close())
 	stopReaping()

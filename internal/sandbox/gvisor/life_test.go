@@ -201,7 +201,7 @@ func TestRefused(t *testing.T) {
 		"guest image is missing":    change(func(s *sandbox.StartSpec) { s.Guest.Image = "" }),
 		"longer than 64 bytes":      change(func(s *sandbox.StartSpec) { s.Hostname = strings.Repeat("h", 65) }),
 		"limits of 1 MiB memory":    change(func(s *sandbox.StartSpec) { s.Limits.MemoryMB = 1 }),
-		"512 MiB memory and 1 MiB":     change(func(s *sandbox.StartSpec) { s.Limits.DiskMB = 1 }),
+		"512 MiB memory and 1 MiB":  change(func(s *sandbox.StartSpec) { s.Limits.DiskMB = 1 }),
 		"processes is negative: -1": change(func(s *sandbox.StartSpec) { s.Limits.Processes = -1 }),
 	} {
 		if err := b.Start(t.Context(), spec); err == nil || !strings.Contains(err.Error(), want) {
