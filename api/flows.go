@@ -14,7 +14,8 @@ type FlowRecord struct {
 	// Protocol is tcp, udp, icmp, tls, http or dns: the outermost that was
 	// looked into.
 	Protocol string `json:"protocol"`
-	// Address was contacted, or for a refused flow would have been.
+	// Address was contacted, or for a refused flow would have been. Of a flow
+	// towards the sandbox it is where it came from, and Port the sandbox's.
 	Address string `json:"address,omitempty"`
 	Port    uint16 `json:"port,omitempty"`
 	// Name is what was judged; absent when the address alone was.
@@ -36,6 +37,12 @@ type FlowRecord struct {
 	Method string `json:"method,omitempty"`
 	Path   string `json:"path,omitempty"`
 	Status int    `json:"status,omitempty"`
+	// Intercepted says that TLS was answered in the place of the server.
+	Intercepted bool `json:"intercepted,omitempty"`
+	// Matched is the rule about requests that decided, if one did.
+	Matched string `json:"matched,omitempty"`
+	// Injected are the names of the headers that were set.
+	Injected []string `json:"injected,omitempty"`
 }
 
 // FlowPage is the answer to GET /sandboxes/{sandboxID}/network/flows.

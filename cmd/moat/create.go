@@ -17,8 +17,7 @@ import (
 type createOptions struct {
 	template      string
 	timeout       time.Duration
-	allow, deny   []string
-	noInternet    bool
+	document      documentFlags
 	private       bool
 	publicPorts   []uint
 	privatePorts  []uint
@@ -55,9 +54,7 @@ func (c *cli) sandboxCreateCommand() *cobra.Command {
 	flags := cmd.Flags()
 	flags.StringVar(&o.template, "template", "base", "what to start it from: an id or a `name`")
 	flags.DurationVar(&o.timeout, "timeout", 5*time.Minute, "how long it lives, rounded up to seconds")
-	flags.StringSliceVar(&o.allow, "allow", nil, "addresses, `CIDRs` or domain names it may reach; repeatable")
-	flags.StringSliceVar(&o.deny, "deny", nil, "addresses or `CIDRs` it may not reach; repeatable")
-	flags.BoolVar(&o.noInternet, "no-internet", false, "deny everything that --allow does not name")
+	o.document.declare(cmd)
 	flags.BoolVar(&o.private, "private", false, "its public URLs ask for a token")
 	flags.UintSliceVar(&o.publicPorts, "public-port", nil, "`ports` whose public URLs are for everybody all the same; repeatable")
 	flags.UintSliceVar(&o.privatePorts, "private-port", nil, "`ports` whose public URLs alone ask for the token; repeatable")
@@ -75,11 +72,11 @@ func (o createOptions) spec(env map[string]string) (spec api.NewSandbox, err err
 	}
 	seconds := int64((o.timeout + time.Second - 1) / time.Second)
 	spec = api.NewSandbox{TemplateID: o.template, Timeout: &seconds}
-	if o.noInternet {
-		allowed := false
-		spec.AllowInternetAccess = &allowed
+	network, internet, err := o.document.network()
+	if err != nil {
+		return spec, err
 	}
-	spec.Network = &api.Network{AllowOut: o.allow, DenyOut: o.deny}
+	spec.Network, spec.AllowInternetAccess = &network, internet
 	if o.private {
 		everybody := false
 		spec.Network.AllowPublicTraffic = &everybody

@@ -50,6 +50,11 @@ func (c *cli) printState(s api.NetworkState) error {
 	t.row("allowed", strings.Join(own, " "))
 	t.row("denied", strings.Join(s.Effective.DenyOut, " "))
 	t.row("all else", map[string]string{"allow": "allowed", "deny": "denied"}[s.Effective.Default])
+	if s.Network != nil && s.Network.Rules != nil {
+		for _, line := range ruleLines(*s.Network.Rules) {
+			t.row("rule", line)
+		}
+	}
 	for _, g := range s.Grants {
 		left := max(0, time.Until(g.ExpiresAt)).Round(time.Second)
 		t.row("granted", fmt.Sprintf("%s for %s more, grant %s", strings.Join(g.AllowOut, " "), left, g.ID))
@@ -62,33 +67,6 @@ func (c *cli) printState(s api.NetworkState) error {
 
 func warning(w api.NetworkWarning) string { return w.Entry + " in " + w.Field + " " + w.Text }
 
-// documentFlags are what a network document is made of.
-type documentFlags struct {
-	allow, deny []string
-	noInternet  bool
-}
-
-func (d *documentFlags) declare(cmd *cobra.Command) {
-	flags := cmd.Flags()
-	flags.StringSliceVar(&d.allow, "allow", nil, "addresses, `CIDRs` or names it may reach; repeatable")
-	flags.StringSliceVar(&d.deny, "deny", nil, "addresses or `CIDRs` it may not reach; repeatable")
-	flags.BoolVar(&d.noInternet, "no-internet", false, "deny everything that --allow does not name")
-}
-
-func (d *documentFlags) given(cmd *cobra.Command) bool {
-	flags := cmd.Flags()
-	return flags.Changed("allow") || flags.Changed("deny") || flags.Changed("no-internet")
-}
-
-func (d *documentFlags) update() api.NetworkUpdate {
-	update := api.NetworkUpdate{Network: api.Network{AllowOut: d.allow, DenyOut: d.deny}}
-	if d.noInternet {
-		allowed := false
-		update.AllowInternetAccess = &allowed
-	}
-	return update
-}
-
 func (c *cli) netSetCommand() *cobra.Command {
 	var document documentFlags
 	var options client.NetworkOptions
@@ -97,11 +75,16 @@ func (c *cli) netSetCommand() *cobra.Command {
 		Short: "Replace what a sandbox may reach",
 		Long: "Replace what a sandbox may reach. Nothing of the document before remains: without a flag the\n" +
 			"whole internet is reachable. Temporary grants end, unless --keep-grants is given.",
-		Example:           "  moat net set ID --no-internet --allow api.example.com,1.1.1.1",
+		Example: "  moat net set ID --no-internet --allow api.example.com,1.1.1.1\n" +
+			"  moat net set ID --set-header 'api.example.com Authorization: Bearer ${e2b.secrets.KEY}'",
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: c.completeSandboxes,
 		RunE: c.onServer(func(ctx context.Context, server *client.Client, args []string) error {
-			receipt, err := server.SetNetworkIf(ctx, args[0], document.update(), options)
+			update, err := document.update()
+			if err != nil {
+				return usageError{err}
+			}
+			receipt, err := server.SetNetworkIf(ctx, args[0], update, options)
 			if err != nil {
 				return err
 			}
@@ -132,7 +115,7 @@ func (c *cli) netAllowCommand() *cobra.Command {
 		Short: "Let a sandbox reach addresses, CIDRs or names, perhaps for a while",
 		Long: "Let a sandbox reach addresses, CIDRs, names, *.names. Other entries stay as they are. With\n" +
 			"--for they are reachable for that long and then no more; the grant's id is printed.",
-		Example:           "  moat net allow ID pypi.org files.pythonhosted.org --for 10m",
+		Example:           "  moat net allow ID example.com '*.example.com' --for 10m",
 		Args:              cobra.MinimumNArgs(2),
 		ValidArgsFunction: c.completeSandboxes,
 		RunE: c.onServer(func(ctx context.Context, server *client.Client, args []string) error {
@@ -217,4 +200,4 @@ func (c *cli) netRevokeCommand() *cobra.Command {
 }
 
 // errNothingAsked is a command line without a question.
-var errNothingAsked = errors.New("a target or a candidate (--allow, --deny, --no-internet) is needed")
+var errNothingAsked = errors.New("a target or a candidate (--allow, --deny, --no-internet, --set-header) is needed")

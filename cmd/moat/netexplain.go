@@ -23,9 +23,9 @@ func (c *cli) netExplainCommand() *cobra.Command {
 		Long: "Say whether a sandbox may reach something, and why. TARGET is a URL, ADDRESS[:PORT] or\n" +
 			"NAME[:PORT], for a name with port 443 unless it says another. What enforces the policy is made\n" +
 			"from the same value that answers; nothing is sent.\n\n" +
-			"With --allow, --deny or --no-internet also say what would become of it if these replaced what is in\n" +
-			"force, and which recorded flows they would have refused or allowed.",
-		Example: "  moat net explain ID https://pypi.org/simple\n  moat net explain ID 8.8.8.8:53 --protocol udp\n" +
+			"With --allow, --deny, --no-internet or --set-header also say what would become of it if these replaced\n" +
+			"what is in force, and which recorded flows they would have refused or allowed.",
+		Example: "  moat net explain ID https://api.example.com/v1\n  moat net explain ID 8.8.8.8:53 --protocol udp\n" +
 			"  moat net explain ID --no-internet --allow '*.example.com'",
 		Args:              cobra.RangeArgs(1, 2),
 		ValidArgsFunction: c.completeSandboxes,
@@ -36,7 +36,10 @@ func (c *cli) netExplainCommand() *cobra.Command {
 			question = questionAbout(args[1], protocol)
 		}
 		if candidate.given(cmd) {
-			update := candidate.update()
+			update, err := candidate.update()
+			if err != nil {
+				return usageError{err}
+			}
 			question.Candidate = &update
 		} else if len(args) == 1 {
 			return usageError{errNothingAsked}

@@ -153,7 +153,7 @@ func (l *flowLog) show(f api.FlowRecord) error {
 	}
 	took := time.Duration(f.DurationMs * float64(time.Millisecond)).Round(time.Millisecond)
 	_, err := fmt.Fprintf(l.stdout, columns, stamp(f.Time), f.Verdict, f.Direction, f.Protocol, printable(destination(f)),
-		size(f.BytesUp), size(f.BytesDown), took, printable(first(f.Reason, f.Rule, "-")))
+		size(f.BytesUp), size(f.BytesDown), took, printable(first(f.Reason, f.Rule, "-")+setsHeaders(f.Injected)))
 	return err
 }
 
@@ -161,6 +161,8 @@ func (l *flowLog) show(f api.FlowRecord) error {
 func destination(f api.FlowRecord) string {
 	where := first(f.Name, f.Address, "-")
 	switch {
+	case f.Direction == "in": // where to is always the sandbox
+		return fmt.Sprintf("%s :%d%s", f.Method, f.Port, f.Path)
 	case f.Protocol == "dns":
 		return strings.TrimSpace(where + " " + f.Method)
 	case f.Method != "":

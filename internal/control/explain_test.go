@@ -81,8 +81,8 @@ func TestExplainCandidate(t *testing.T) {
 		{Protocol: audit.TLS, Name: "api.example.com", Verdict: policy.Allow, Dst: netip.MustParseAddrPort("93.184.216.34:443")},
 		{Protocol: audit.TLS, Name: "api.example.com", Verdict: policy.Allow, Dst: netip.MustParseAddrPort("93.184.216.35:443")},
 		{Protocol: audit.TCP, Verdict: policy.Allow, Dst: netip.MustParseAddrPort("1.1.1.1:53")},
-		{Protocol: audit.HTTP, Name: "pypi.org", Rule: "denyOut", Dst: netip.AddrPortFrom(synthetic, 80)},
-		{Protocol: audit.DNS, Name: "pypi.org", Verdict: policy.Deny, Rule: "denyOut"},
+		{Protocol: audit.HTTP, Name: "pkg.example.net", Rule: "denyOut", Dst: netip.AddrPortFrom(synthetic, 80)},
+		{Protocol: audit.DNS, Name: "pkg.example.net", Verdict: policy.Deny, Rule: "denyOut"},
 		{Protocol: audit.TLS, Name: "other.org", Rule: "denyOut", Dst: netip.AddrPortFrom(synthetic, 443)}, // both refuse it
 		{Protocol: audit.TCP, Rule: "limit", Dst: netip.MustParseAddrPort("8.8.8.8:80")},                   // no policy's doing
 		{Protocol: audit.UDP, Rule: "denyOut", Dst: netip.MustParseAddrPort("8.8.8.8:123")},
@@ -92,7 +92,7 @@ func TestExplainCandidate(t *testing.T) {
 		record.Sandbox, record.Time = id, time.Unix(int64(1000+i), 0)
 		r.flows.Append(record)
 	}
-	got := r.explain(id, `{"host":"pypi.org","port":443,"candidate":{"allowOut":["pypi.org","8.8.8.0/24"],"denyOut":["0.0.0.0/0"]}}`)
+	got := r.explain(id, `{"host":"pkg.example.net","port":443,"candidate":{"allowOut":["pkg.example.net","8.8.8.0/24"],"denyOut":["0.0.0.0/0"]}}`)
 	at := func(i int64) time.Time { return time.Unix(1000+i, 0).UTC() }
 	denied := func(reason string) api.Decision {
 		return api.Decision{Verdict: "deny", Rule: "denyOut", Entry: "0.0.0.0/0", Reason: reason}
@@ -100,9 +100,9 @@ func TestExplainCandidate(t *testing.T) {
 	allowed := func(entry, reason string) api.Decision {
 		return api.Decision{Verdict: "allow", Rule: "allowOut", Entry: entry, Reason: reason}
 	}
-	yes := allowed("pypi.org", "pypi.org in allowOut allows pypi.org")
+	yes := allowed("pkg.example.net", "pkg.example.net in allowOut allows pkg.example.net")
 	want := api.Explanation{
-		Decision: denied("no entry of allowOut names pypi.org"), Generation: 1, Candidate: &yes,
+		Decision: denied("no entry of allowOut names pkg.example.net"), Generation: 1, Candidate: &yes,
 		Replay: &api.Replay{
 			Records: 9,
 			Refused: []api.ReplayedFlow{
@@ -111,8 +111,8 @@ func TestExplainCandidate(t *testing.T) {
 			},
 			Allowed: []api.ReplayedFlow{
 				{Protocol: "udp", Address: "8.8.8.8", Port: 123, Count: 1, Last: at(7), Decision: allowed("8.8.8.0/24", "8.8.8.8 is in allowOut entry 8.8.8.0/24")},
-				{Protocol: "dns", Name: "pypi.org", Count: 1, Last: at(4), Decision: yes},
-				{Protocol: "http", Name: "pypi.org", Port: 80, Count: 1, Last: at(3), Decision: yes},
+				{Protocol: "dns", Name: "pkg.example.net", Count: 1, Last: at(4), Decision: yes},
+				{Protocol: "http", Name: "pkg.example.net", Port: 80, Count: 1, Last: at(3), Decision: yes},
 			},
 		},
 	}

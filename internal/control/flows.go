@@ -185,6 +185,7 @@ func flowRecord(r audit.Record) api.FlowRecord {
 		Verdict: r.Verdict.String(), Rule: r.Rule, Entry: r.Entry, Reason: r.Reason, Generation: r.Generation,
 		BytesUp: r.BytesUp, BytesDown: r.BytesDown, DurationMs: float64(r.Duration/time.Microsecond) / 1000,
 		Method: r.Method, Path: r.Path, Status: r.Status,
+		Intercepted: r.Intercepted, Matched: r.Matched, Injected: r.Injected,
 	}
 	if addr := r.Dst.Addr(); addr.IsValid() {
 		shownRecord.Address = addr.String()

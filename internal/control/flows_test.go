@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
+	"reflect"
 	"strconv"
 	"strings"
 	"testing"
@@ -47,14 +48,16 @@ func TestFlowsShowARecord(t *testing.T) {
 		Dst: netip.MustParseAddrPort("[2606:4700::1]:443"), Name: "api.example.com", Verdict: policy.Deny,
 		Rule: "allowOut", Entry: "*.example.com", Reason: "because", Generation: 3, BytesUp: 1, BytesDown: 2,
 		Duration: 1500 * time.Microsecond, Method: "GET", Path: "/x", Status: 403,
+		Intercepted: true, Matched: "example.com", Injected: []string{"Authorization"},
 	})
 	page := r.flowPage(keyA, id, "")
 	want := api.FlowRecord{
 		Cursor: page.Next, Time: time.Unix(1000, 123456000).UTC(), Decision: "aaaaaaaaaaaao", Direction: "in", Protocol: "http",
 		Address: "2606:4700::1", Port: 443, Name: "api.example.com", Verdict: "deny", Rule: "allowOut", Entry: "*.example.com",
 		Reason: "because", Generation: 3, BytesUp: 1, BytesDown: 2, DurationMs: 1.5, Method: "GET", Path: "/x", Status: 403,
+		Intercepted: true, Matched: "example.com", Injected: []string{"Authorization"},
 	}
-	if len(page.Flows) != 1 || page.Flows[0] != want {
+	if len(page.Flows) != 1 || !reflect.DeepEqual(page.Flows[0], want) {
 		t.Errorf("got %+v\nwant %+v", page.Flows, want)
 	}
 }

@@ -125,12 +125,12 @@ func TestGrants(t *testing.T) {
 	id := r.create(keyA, `"network":{"denyOut":["0.0.0.0/0"]}`).SandboxID
 	path := "/sandboxes/" + id + "/network/grants"
 	before := time.Now().Truncate(time.Microsecond)
-	made := r.send(keyA, "POST", path, `{"allowOut":["pypi.org","*.pythonhosted.org"],"seconds":600}`).want(http.StatusCreated)
+	made := r.send(keyA, "POST", path, `{"allowOut":["pkg.example.net","*.files.example.net"],"seconds":600}`).want(http.StatusCreated)
 	if made.header.Get(api.HeaderNetworkGeneration) != "2" || made.header.Get(api.HeaderFlowsCut) != "3" || made.header.Get("ETag") != `"2"` {
 		t.Errorf("receipt %v", made.header)
 	}
 	grant := decodeAs[api.Grant](made)
-	if grant.ID == "" || !slices.Equal(grant.AllowOut, []string{"pypi.org", "*.pythonhosted.org"}) ||
+	if grant.ID == "" || !slices.Equal(grant.AllowOut, []string{"pkg.example.net", "*.files.example.net"}) ||
 		grant.CreatedAt.Before(before) || grant.ExpiresAt.Sub(before) < 10*time.Minute || grant.ExpiresAt.Sub(before) > 11*time.Minute {
 		t.Errorf("%+v", grant)
 	}
@@ -141,20 +141,20 @@ func TestGrants(t *testing.T) {
 	many := quoted(strings.Repeat("a", 10)) + strings.Repeat(`,"1.1.1.1"`, 100)
 	for body, text := range map[string]string{
 		`{}`:                        "allowOut is required",
-		`{"allowOut":["pypi.org"]}`: "seconds must be from 1 to 86400, got 0",
-		`{"allowOut":["pypi.org"],"seconds":86401}`: "seconds must be from 1 to 86400, got 86401",
+		`{"allowOut":["pkg.example.net"]}`: "seconds must be from 1 to 86400, got 0",
+		`{"allowOut":["pkg.example.net"],"seconds":86401}`: "seconds must be from 1 to 86400, got 86401",
 		`{"allowOut":[` + many + `],"seconds":1}`:   "allowOut has 101 entries",
 	} {
 		r.send(keyA, "POST", path, body).want(http.StatusBadRequest, text)
 	}
 	r.send(keyB, "GET", path, "").want(http.StatusNotFound)
-	r.send(keyB, "POST", path, `{"allowOut":["pypi.org"],"seconds":1}`).want(http.StatusNotFound)
+	r.send(keyB, "POST", path, `{"allowOut":["pkg.example.net"],"seconds":1}`).want(http.StatusNotFound)
 	r.send(keyB, "DELETE", path+"/"+grant.ID, "").want(http.StatusNotFound, "doesn't exist")
 	r.send(keyA, "DELETE", path+"/gnone", "").want(http.StatusNotFound, "has no such grant")
 	r.send(keyA, "DELETE", path+"/"+grant.ID, "").want(http.StatusNoContent)
 	r.send(keyA, "DELETE", path+"/"+grant.ID, "").want(http.StatusNotFound, "has no such grant")
 	r.engine.fails = sandbox.ErrGrants
-	r.send(keyA, "POST", path, `{"allowOut":["pypi.org"],"seconds":1}`).want(http.StatusConflict, "100 grants already")
+	r.send(keyA, "POST", path, `{"allowOut":["pkg.example.net"],"seconds":1}`).want(http.StatusConflict, "100 grants already")
 }
 
 func TestEditNetwork(t *testing.T) {
@@ -168,13 +168,13 @@ func TestEditNetwork(t *testing.T) {
 			t.Errorf("%s: %s, want %s | %s", when, got, allow, deny)
 		}
 	}
-	done := r.send(keyA, "PATCH", path, `{"allow":["pypi.org","8.8.8.8/32","EXAMPLE.com."]}`).want(http.StatusOK)
-	want("allow", "1.1.1.0/24 Example.com pypi.org 8.8.8.8/32", "0.0.0.0/0")
+	done := r.send(keyA, "PATCH", path, `{"allow":["pkg.example.net","8.8.8.8/32","EXAMPLE.com."]}`).want(http.StatusOK)
+	want("allow", "1.1.1.0/24 Example.com pkg.example.net 8.8.8.8/32", "0.0.0.0/0")
 	if state := decodeAs[api.NetworkState](done); state.Generation != 2 || len(state.Effective.AllowOut) != 4 || done.header.Get(api.HeaderFlowsCut) != "3" {
 		t.Errorf("answer %+v, %v", state, done.header)
 	}
 	r.send(keyA, "PATCH", path, `{"deny":["example.com","8.8.8.8","9.9.9.0/24"]}`).want(http.StatusOK)
-	want("deny", "1.1.1.0/24 pypi.org", "0.0.0.0/0 8.8.8.8 9.9.9.0/24")
+	want("deny", "1.1.1.0/24 pkg.example.net", "0.0.0.0/0 8.8.8.8 9.9.9.0/24")
 	r.send(keyA, "PATCH", path, `{"deny":["never-there.org"]}`).want(http.StatusOK)
 
 	// What would be reachable all the same is refused, and nothing changes.
