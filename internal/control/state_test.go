@@ -140,10 +140,10 @@ func TestGrants(t *testing.T) {
 	}
 	many := quoted(strings.Repeat("a", 10)) + strings.Repeat(`,"1.1.1.1"`, 100)
 	for body, text := range map[string]string{
-		`{}`:                        "allowOut is required",
+		`{}`:                               "allowOut is required",
 		`{"allowOut":["pkg.example.net"]}`: "seconds must be from 1 to 86400, got 0",
 		`{"allowOut":["pkg.example.net"],"seconds":86401}`: "seconds must be from 1 to 86400, got 86401",
-		`{"allowOut":[` + many + `],"seconds":1}`:   "allowOut has 101 entries",
+		`{"allowOut":[` + many + `],"seconds":1}`:          "allowOut has 101 entries",
 	} {
 		r.send(keyA, "POST", path, body).want(http.StatusBadRequest, text)
 	}
