@@ -84,6 +84,62 @@ export function egress(name, sdk) {
       })
     })
 
+    describe('rules', () => {
+      // What a server is told when a sandbox asks it.
+      const headers = async (sandbox, url, ...args) => {
+        const { stdout } = await sandbox.commands.run(`curl -sSf -m 5 ${args.join(' ')} ${url}/headers`)
+        return JSON.parse(stdout).headers
+      }
+
+      it('set headers of requests to hosts that are allowed', async () => {
+        const sandbox = await create({
+          network: {
+            allowOut: ({ rules }) => [...rules.keys()],
+            denyOut: ({ allTraffic }) => [allTraffic],
+            rules: { 'api.example.com': [{ transform: { headers: { 'X-Header': 'Content' } } }] },
+          },
+        })
+        for (const url of ['https://api.example.com', 'http://api.example.com']) {
+          assert.deepEqual((await headers(sandbox, url, '-H "x-header: mine" -H "X-HEADER: too"'))['X-Header'], ['Content'])
+        }
+        await expectOnly(sandbox, 'https://api.example.com')
+        const { network } = await sandbox.getInfo()
+        assert.deepEqual(network.rules, { 'api.example.com': [{ transform: { headers: { 'X-Header': '[redacted]' } } }] })
+      })
+      it('come as a Map, and need no denial of all else', async () => {
+        const rules = new Map([['api.example.com', [{ transform: { headers: { 'X-Trace': 'on' } } }]]])
+        const sandbox = await create({ network: { allowOut: ({ rules }) => [...rules.keys()], rules } })
+        assert.deepEqual((await headers(sandbox, 'https://api.example.com'))['X-Trace'], ['on'])
+        assert.equal((await headers(sandbox, 'https://google.com'))['X-Trace'], undefined)
+        await expectAllBut(sandbox)
+      })
+      it('open nothing by themselves, and outlive updates', async () => {
+        const rules = { '*.github.com': [{ transform: { headers: { 'X-Trace': 'on' } } }] }
+        const sandbox = await create({ network: { denyOut: [ALL_TRAFFIC], rules } })
+        await expectOnly(sandbox)
+        await sandbox.updateNetwork({ denyOut: [ALL_TRAFFIC], allowOut: ['api.github.com'] })
+        assert.deepEqual((await headers(sandbox, 'https://api.github.com'))['X-Trace'], ['on'])
+        await sandbox.updateNetwork({})
+        assert.deepEqual((await headers(sandbox, 'https://api.github.com'))['X-Trace'], ['on'])
+        await sandbox.updateNetwork({ rules: { 'api.github.com': [{ transform: { headers: { 'X-Other': 'on' } } }] } })
+        const got = await headers(sandbox, 'https://api.github.com')
+        assert.deepEqual([got['X-Trace'], got['X-Other']], [undefined, ['on']])
+      })
+      it('take what the server adds to a transform', async () => {
+        const rules = { 'api.example.com': [{ transform: { headers: { 'X-Trace': 'on' }, stripCredentials: true } }] }
+        const sandbox = await create({ network: { rules } })
+        const got = await headers(sandbox, 'https://api.example.com', '-H "Authorization: mine"')
+        assert.deepEqual([got.Authorization, got['X-Trace']], [undefined, ['on']])
+      })
+      it('are refused when they cannot be kept', async () => {
+        const refused = (rules, why) => assert.rejects(create({ network: { rules } }), why)
+        await refused({ 'api.example.com': [{ transform: { headers: { A: '${e2b.secrets.gone}' } } }] }, /Secret "gone" does not exist/)
+        await refused({ 'api.example.com': [{ transform: { headers: { Host: 'other' } } }] }, /header Host cannot be set/)
+        await refused({ 'api.example.com:443': [{ transform: { headers: { A: 'b' } } }] }, /is not a valid domain name/)
+        await refused({ 'api.example.com': [{}, {}] }, /can have at most 1 transform rule/)
+      })
+    })
+
     describe('updates', () => {
       it('replace the policy of a running sandbox', async () => {
         const sandbox = await create()
