@@ -52,6 +52,7 @@ its parts:           internal/ingress/link internal/ingress/cert internal/ingres
 
 http api:            internal/control -> api internal/store internal/sandbox internal/policy internal/secret internal/audit
 node:                internal/node -> api internal/store internal/sandbox internal/policy internal/secret internal/egress internal/egress/kernel internal/template
+benchmarks:          bench/ingress -> internal/ingress internal/ingress/cert internal/audit internal/policy internal/sandbox internal/secret
 wiring:              internal/app -> internal/... api
 
 laboratory:          internal/lab ->
