@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync/atomic"
+	"time"
 )
 
 // What a File does when FileConfig says nothing.
@@ -19,6 +20,10 @@ const (
 // batchSize is how many bytes are collected before they are written while more
 // records are waiting.
 const batchSize = 64 << 10
+
+// collectTime is how long a record may wait for others to be written with it.
+// The queue holds what comes meanwhile.
+const collectTime = 10 * time.Millisecond
 
 // FileConfig says where and how a File writes.
 type FileConfig struct {
@@ -108,11 +113,27 @@ func (f *File) Run(ctx context.Context) error {
 		select {
 		case r := <-f.queue:
 			f.put(r)
-			if len(f.queue) == 0 || len(f.batch) >= batchSize {
-				f.flush()
-			}
+			f.collect(ctx)
+			f.flush()
 		case <-ctx.Done():
 			return f.finish()
+		}
+	}
+}
+
+// collect adds what comes within a moment. To wake up for each record would cost
+// a busy server more than writing it does.
+func (f *File) collect(ctx context.Context) {
+	timer := time.NewTimer(collectTime)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+	for len(f.queue) > 0 {
+		f.put(<-f.queue)
+		if len(f.batch) >= batchSize {
+			f.flush()
 		}
 	}
 }
@@ -136,7 +157,7 @@ func (f *File) put(r *Record) {
 		f.line(droppedLine{Time: r.Time.UTC(), Dropped: n})
 	}
 	f.count++
-	f.line(r)
+	f.line(r.line()) // as a Record it would be checked once more
 }
 
 func (f *File) line(v any) {

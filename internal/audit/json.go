@@ -34,7 +34,9 @@ type line struct {
 }
 
 // MarshalJSON implements json.Marshaler.
-func (r Record) MarshalJSON() ([]byte, error) {
+func (r Record) MarshalJSON() ([]byte, error) { return json.Marshal(r.line()) }
+
+func (r *Record) line() line {
 	l := line{
 		Time: r.Time.UTC(), Cursor: r.Cursor, Decision: r.ID.String(),
 		Sandbox: r.Sandbox, Direction: r.Direction.String(), Protocol: r.Protocol,
@@ -48,7 +50,7 @@ func (r Record) MarshalJSON() ([]byte, error) {
 	if addr := r.Dst.Addr(); addr.IsValid() {
 		l.Address = addr.String()
 	}
-	return json.Marshal(l)
+	return l
 }
 
 // droppedLine stands in a file for records that are missing there.
