@@ -2,6 +2,7 @@ package proxy_test
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -133,5 +134,35 @@ func BenchmarkRefusals(b *testing.B) {
 		conn.Write(text)
 		wantAccessDenied(b, conn, "evil.example")
 		conn.Close()
+	}
+}
+
+// BenchmarkIntercepted asks over connections of TLS that stay open, and has a
+// header set in each request.
+func BenchmarkIntercepted(b *testing.B) {
+	w := newWorld(b, proxy.Limits{})
+	server := w.secure2(b, "example.com", hello)
+	box := w.box(b, 1)
+	box.change(b, withKey("example.com"))
+	for _, version := range []int{1, 2} {
+		direct := box.https(b, version)
+		tr := direct.Transport.(*http.Transport)
+		tr.TLSClientConfig.RootCAs = testRoots()
+		tr.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "tcp", server.Listener.Addr().String())
+		}
+		for name, c := range map[string]*http.Client{"plain": direct, "proxy": box.https(b, version)} {
+			c.Transport.(*http.Transport).MaxIdleConnsPerHost = 100
+			b.Run(fmt.Sprintf("http%d/%s", version, name), func(b *testing.B) {
+				b.ReportAllocs()
+				b.RunParallel(func(pb *testing.PB) {
+					for pb.Next() {
+						if status, body := get(b, c, "https://example.com/"); status != 200 {
+							b.Error(status, body)
+						}
+					}
+				})
+			})
+		}
 	}
 }

@@ -319,6 +319,57 @@ func TestRulesGrantNothing(t *testing.T) {
 	}
 }
 
+// What would give the header back to the sandbox is refused, and so is what has
+// no name to be looked up.
+func TestHeadersAreNotGivenBack(t *testing.T) {
+	for _, version := range []int{1, 2} {
+		w := newWorld(t, proxy.Limits{})
+		var arrived atomic.Int64
+		w.secure2(t, "example.com", func(http.ResponseWriter, *http.Request) { arrived.Add(1) })
+		b := w.box(t, 1)
+		b.change(t, withKey("example.com"))
+		answer, err := b.https(t, version).Do(request(t, "TRACE", "https://example.com/"))
+		if err != nil || answer.StatusCode != http.StatusForbidden || arrived.Load() != 0 {
+			t.Fatalf("HTTP/%d: %v, %v, %d arrived", version, answer, err, arrived.Load())
+		}
+		answer.Body.Close()
+		if r := b.records(t, 1)[0]; r.Verdict != policy.Deny || r.Entry != "example.com" || r.Injected != nil {
+			t.Errorf("HTTP/%d: record %+v", version, r)
+		}
+	}
+}
+
+// Beyond the limit of a sandbox requests are refused; they do not pile up.
+func TestLimitOfStreams(t *testing.T) {
+	w := newWorld(t, proxy.Limits{Connections: 3})
+	stop := make(chan struct{})
+	var waiting sync.WaitGroup
+	w.secure2(t, "example.com", func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/wait" {
+			waiting.Done()
+			<-stop
+		}
+	})
+	b := w.box(t, 1)
+	b.change(t, withKey("example.com"))
+	c := b.https(t, 2)
+	get(t, c, "https://example.com/")
+	var clients sync.WaitGroup
+	waiting.Add(3)
+	for range 3 {
+		clients.Go(func() { get(t, c, "https://example.com/wait") })
+	}
+	waiting.Wait()
+	if status, body := get(t, c, "https://example.com/"); status != http.StatusServiceUnavailable || !strings.Contains(body, "too many requests") {
+		t.Errorf("%d %s", status, body)
+	}
+	close(stop)
+	clients.Wait()
+	if status, _ := get(t, c, "https://example.com/"); status != http.StatusOK {
+		t.Errorf("afterwards: %d", status)
+	}
+}
+
 // Connections to servers are shared by a sandbox's clients and by no two
 // sandboxes.
 func TestConnectionsOfServers(t *testing.T) {

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"net/http"
 	"net/netip"
 
 	"github.com/moat-sandbox/moat/internal/audit"
@@ -131,11 +132,24 @@ func decide(t egress.Tenant, original netip.AddrPort, q question) verdict {
 		}
 	}
 	v.choose(t.Policy, original, q)
-	if v.allow && len(v.action.Inject) > 0 && v.to.name == (policy.Name{}) {
-		v.deny(policy.RuleRequests.String(), "headers are set only in requests to a name, which can be looked up")
-		v.entry = v.action.Rule
+	if v.allow && len(v.action.Inject) > 0 {
+		v.guard(q.request.Method)
 	}
 	return v
+}
+
+// guard refuses to set headers where others than the server would see them.
+func (v *verdict) guard(method string) {
+	rule := v.action.Rule
+	switch {
+	case v.to.name == policy.Name{}:
+		v.deny(policy.RuleRequests.String(), "headers are set only in requests to a name, which can be looked up")
+	case method == http.MethodTrace:
+		v.deny(policy.RuleRequests.String(), "the answer to TRACE would have the headers in it that are set")
+	}
+	if !v.allow {
+		v.entry = rule
+	}
 }
 
 // choose finds where the flow may go. What rules are about never goes to the

@@ -67,7 +67,8 @@ const (
 // accept on.
 type Limits struct {
 	// Connections is how many a sandbox may have open; 0 means
-	// DefaultConnections. Each takes up to six file descriptors.
+	// DefaultConnections. Each takes up to six file descriptors. As many requests
+	// may be under way over HTTP/2.
 	Connections int
 	// Undecided is how many of them may not have said yet where they want to
 	// go; 0 means DefaultUndecided.
@@ -186,7 +187,7 @@ func (p *Proxy) Reevaluate(sandbox string, next egress.Tenant) (cut int) {
 // Forget implements egress.Flows.
 func (p *Proxy) Forget(sandbox string) (cut int) {
 	if p.authority != nil {
-		p.authority.Forget(sandbox)
+		defer p.authority.Forget(sandbox) // when nobody asks it any more
 	}
 	b := p.boxes.find(sandbox)
 	if b == nil {

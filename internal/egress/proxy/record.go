@@ -80,7 +80,7 @@ func explain(err error) string {
 		return reasoned.Reason()
 	case errors.As(err, &other):
 		return other.Error()
-	case errors.Is(err, errEnded), errors.Is(err, errNotAllowed):
+	case errors.Is(err, errEnded), errors.Is(err, errNotAllowed), errors.Is(err, errSites):
 		return err.Error()
 	case errors.As(err, &forbidden):
 		return forbidden.Error()

@@ -26,6 +26,7 @@ type box struct {
 	flows     map[*flow]struct{}
 	sites     map[policy.Name]*site
 	undecided int
+	streams   int // requests under way over HTTP/2
 	closed    bool
 	// Connections beyond the limits are recorded together, once in a while.
 	refused  int
@@ -86,6 +87,8 @@ func (r *registry) release(b *box) {
 var (
 	errConnections = errors.New("the sandbox has too many connections open")
 	errUndecided   = errors.New("the sandbox has too many connections open that have not said where they go")
+	errStreams     = errors.New("the sandbox has too many requests under way")
+	errSites       = errors.New("the sandbox is connected to too many servers")
 	errEnded       = errors.New("the sandbox has ended")
 )
 

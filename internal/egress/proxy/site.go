@@ -77,6 +77,9 @@ func (f *flow) openSite(name policy.Name) (*site, error) {
 		b.drop(s)
 		s = nil
 	}
+	if s == nil && !b.roomForSite() {
+		return nil, errSites
+	}
 	if s == nil {
 		s = f.proxy.newSite(b, f.src, name, t.Policy)
 		b.sites[name] = s
@@ -84,6 +87,24 @@ func (f *flow) openSite(name policy.Name) (*site, error) {
 	}
 	s.users++
 	return s, nil
+}
+
+// maxSites is how many servers a sandbox may be connected to over TLS that is
+// looked into.
+const maxSites = 512
+
+// roomForSite drops sites that nobody uses where there are too many. The caller
+// holds mu.
+func (b *box) roomForSite() bool {
+	for _, s := range b.sites {
+		if len(b.sites) < maxSites {
+			break
+		}
+		if s.users == 0 {
+			b.drop(s)
+		}
+	}
+	return len(b.sites) < maxSites
 }
 
 func (p *Proxy) newSite(b *box, src netip.Addr, name policy.Name, by *policy.Policy) *site {

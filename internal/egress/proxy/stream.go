@@ -32,6 +32,7 @@ type stream struct {
 	began   time.Time
 	verdict verdict
 	change  rewrite.Change
+	site    *site // while the answer is under way
 
 	remote   netip.AddrPort // of the server
 	status   int            // of the answer
@@ -41,24 +42,44 @@ type stream struct {
 	answered bool // interim answers come too late; guarded by mu
 }
 
-// enter lets a handler begin. It reports false for a flow that ends.
-func (f *flow) enter() bool {
+// beginStream counts a request in. Of errors, errStreams is for the client to know.
+func (f *flow) beginStream() error {
 	f.box.mu.Lock()
 	defer f.box.mu.Unlock()
-	if f.leaving || f.ended != nil {
-		return false
+	switch {
+	case f.leaving || f.ended != nil:
+		return errEnded
+	case f.box.streams >= f.proxy.limits.Connections:
+		return errStreams
 	}
+	f.box.streams++
 	f.streams.Add(1)
-	return true
+	return nil
+}
+
+// endStream counts a request out.
+func (f *flow) endStream() {
+	f.box.mu.Lock()
+	f.box.streams--
+	f.box.mu.Unlock()
+	f.streams.Done()
 }
 
 // serveStream is the handler of HTTP/2 on connections that are looked into.
 func serveStream(w http.ResponseWriter, r *http.Request) {
 	f, ok := r.Context().Value(flowKey{}).(*flow)
-	if !ok || !f.enter() {
+	if !ok {
 		panic(http.ErrAbortHandler)
 	}
-	defer f.streams.Done()
+	switch err := f.beginStream(); {
+	case errors.Is(err, errStreams):
+		w.Header().Set("Retry-After", "1")
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		return
+	case err != nil:
+		panic(http.ErrAbortHandler)
+	}
+	defer f.endStream()
 	name, err := policy.ParseName(r.TLS.ServerName)
 	if err != nil {
 		panic(http.ErrAbortHandler) // cannot be: it was read before the handshake
@@ -124,14 +145,10 @@ func (x *stream) read() (name policy.Name, path string, err error) {
 // forward sends the request on and the answer back. An error means that the
 // client must not take what it got for a whole answer.
 func (x *stream) forward(ctx context.Context) error {
-	s, err := x.flow.openSite(x.name)
-	if err != nil {
-		return err
-	}
-	defer s.leave()
-	answer, err := s.h2.RoundTrip(x.outgoing(ctx))
+	answer, err := x.roundTrip(ctx)
 	x.endInterim()
 	if err == nil {
+		defer x.site.leave()
 		return x.answer(answer)
 	}
 	var before dialError
@@ -152,6 +169,22 @@ func (x *stream) forward(ctx context.Context) error {
 		x.explain(http.StatusBadGateway, "bad gateway", x.verdict.reason)
 	}
 	return nil
+}
+
+// roundTrip sends the request to the server. If there is an answer it goes over
+// the stream's site, which is left when it has come to its end.
+func (x *stream) roundTrip(ctx context.Context) (*http.Response, error) {
+	s, err := x.flow.openSite(x.name)
+	if err != nil {
+		return nil, dialError{err}
+	}
+	answer, err := s.h2.RoundTrip(x.outgoing(ctx))
+	if err != nil {
+		s.leave()
+		return nil, err
+	}
+	x.site = s
+	return answer, nil
 }
 
 // outgoing writes the request anew.
