@@ -86,6 +86,55 @@ func BenchmarkDecideName(b *testing.B) {
 	})
 }
 
+// flowsAsked are questions to tenThousandEach about flows as a whole.
+func flowsAsked(tb testing.TB) map[string]struct {
+	name policy.Name
+	flow policy.Flow
+} {
+	type asked = struct {
+		name policy.Name
+		flow policy.Flow
+	}
+	return map[string]asked{
+		"allowed by name":    {mustName(tb, named["wildcard"]), flow("93.184.216.34:443")},
+		"allowed by address": {mustName(tb, named["none"]), flow("20.0.0.1:443")},
+		"denied":             {mustName(tb, named["none"]), flow("93.184.216.34:443")},
+		"never":              {mustName(tb, named["exact"]), flow("10.0.0.1:443")},
+		"v6":                 {mustName(tb, named["none"]), flow("[2606:4700::1]:443")},
+		"no address":         {mustName(tb, named["none"]), policy.Flow{Proto: policy.TCP}},
+	}
+}
+
+func BenchmarkDecideFlow(b *testing.B) {
+	p := tenThousandEach(b)
+	for what, asked := range flowsAsked(b) {
+		b.Run(what, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				p.DecideFlow(asked.name, asked.flow)
+			}
+		})
+	}
+}
+
+// TestDecisionsAllocateNothing: with 10,000 addresses and 10,000 names no
+// question costs memory. How long they take, the benchmarks say.
+func TestDecisionsAllocateNothing(t *testing.T) {
+	p := tenThousandEach(t)
+	check := func(what string, ask func()) {
+		t.Helper()
+		if n := testing.AllocsPerRun(100, ask); n != 0 {
+			t.Errorf("%s allocates %v times", what, n)
+		}
+	}
+	for what, asked := range flowsAsked(t) {
+		check("DecideFlow, "+what, func() { p.DecideFlow(asked.name, asked.flow) })
+		check("Decide, "+what, func() { p.Decide(asked.flow) })
+		check("DecideName, "+what, func() { p.DecideName(asked.name, policy.TCP, 443) })
+		check("DecideQuery, "+what, func() { p.DecideQuery(asked.name) })
+	}
+}
+
 func BenchmarkParseName(b *testing.B) {
 	for _, text := range []string{"api.github.com", "API.GitHub.com.", "xn--bcher-kva.example"} {
 		b.Run(text, func(b *testing.B) {

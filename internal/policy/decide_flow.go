@@ -2,12 +2,18 @@ package policy
 
 import "net/netip"
 
-// DecideFlow answers about a flow that says which name it is for, as the proxy
-// does: either the name or the address may allow it. An invalid address is one
-// that is not known yet; then what holds for addresses at large counts, and the
-// address that the name turns out to have may still be denied. It allocates
-// nothing.
+// DecideFlow answers about a flow that says which name it is for, as kernel and
+// proxy do together: either the name or the address may allow it, unless the
+// address that the sandbox contacts is never reachable. One that stands for a
+// forbidden name counts as none of these. An invalid address is one that is not
+// known yet; then what holds for addresses at large counts, and the address that
+// the name turns out to have may still be denied. It allocates nothing.
 func (p *Policy) DecideFlow(name Name, f Flow) Decision {
+	if p != nil && !Synthetic().Contains(f.Dst.Addr()) {
+		if r, never := p.never.Find(f.Dst.Addr()); never && f.Dst.Addr().IsValid() {
+			return Decision{Rule: RuleNever, why: r, flow: f}
+		}
+	}
 	d := p.DecideName(name, f.Proto, f.Dst.Port())
 	if p == nil || d.Verdict == Allow || d.Rule == RuleProtocol {
 		return d
