@@ -24,7 +24,7 @@ func TestDecideFlow(t *testing.T) {
 		{names, "evil.org", flow("1.1.1.1:443"), policy.Allow, "1.1.1.1 is in allowOut entry 1.1.1.1"},
 		{names, "evil.org", flow("8.8.8.8:443"), policy.Deny, "no entry of allowOut names evil.org"},
 		{names, "evil.org", unknown, policy.Deny, "no entry of allowOut names evil.org"},
-		{names, "a.example.com", flow("10.0.0.1:443"), policy.Deny, "10.0.0.1 is never reachable: a private address (10.0.0.0/8)"},
+		{names, "a.example.com", flow("10.0.0.1:443"), policy.Deny, "10.0.0.1 is never reachable: private network (10.0.0.0/8)"},
 		// What we made up for the name before it was allowed: the proxy looks it up.
 		{names, "a.example.com", flow("198.19.1.1:443"), policy.Allow, "*.example.com in allowOut allows a.example.com"},
 		{names, "a.example.com", flow("93.184.216.34:22"), policy.Deny, "names in allowOut work for TCP on ports 80 and 443 only, so a.example.com cannot be reached by name on tcp port 22"},
