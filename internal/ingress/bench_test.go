@@ -9,8 +9,10 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/moat-sandbox/moat/internal/sandbox"
+	"github.com/moat-sandbox/moat/internal/secret"
 )
 
 // BenchmarkRequest sends small requests one after another, through the ingress
@@ -59,6 +61,41 @@ func BenchmarkUnknown(b *testing.B) {
 			}
 			if w.status != http.StatusBadGateway {
 				b.Errorf("got %d", w.status)
+			}
+		})
+	}
+}
+
+// BenchmarkAdmit is what routing by Host and the check of a token cost together,
+// with few and with many sandboxes known.
+func BenchmarkAdmit(b *testing.B) {
+	for _, known := range []int{10, 100_000} {
+		b.Run(strconv.Itoa(known), func(b *testing.B) {
+			in := quietIngress(b)
+			all := &boxes{known: make(map[string]Target)}
+			var hosts []string
+			for range known {
+				t := Target{ID: sandbox.NewID(), Addr: netip.IPv6Loopback(), Done: make(chan struct{}), Token: secret.New(strings.Repeat("0123456789abcdef", 4))}
+				all.known[t.ID] = t
+				hosts = append(hosts, "8080-"+t.ID+"."+testDomain)
+			}
+			in.sandboxes = all
+			r, err := http.NewRequest("GET", "http://x/", nil)
+			if err != nil {
+				b.Fatal(err)
+			}
+			r.Header.Set(headerE2BToken, strings.Repeat("0123456789abcdef", 4))
+			b.ReportAllocs()
+			for n := 0; b.Loop(); n++ {
+				r.Host = hosts[n*7919%len(hosts)]
+				rt, fail := in.locate(r)
+				if fail != nil {
+					b.Fatal(fail)
+				}
+				target, ok := in.sandboxes.Sandbox(rt.id)
+				if _, fail := target.admit(rt, r, time.Time{}); fail != nil || !ok {
+					b.Fatal(fail)
+				}
 			}
 		})
 	}
