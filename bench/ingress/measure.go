@@ -63,6 +63,9 @@ type result struct {
 
 // measure runs every cell against every peer.
 func measure(ctx context.Context, each time.Duration, only string) error {
+	if _, err := exec.LookPath("wrk"); err != nil {
+		return errors.New("wrk is not installed: apt-get install wrk")
+	}
 	self, err := os.Executable()
 	if err != nil {
 		return err
@@ -76,41 +79,45 @@ func measure(ctx context.Context, each time.Duration, only string) error {
 		return err
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	var running []*exec.Cmd
+	running := stage{dir: dir, groups: make(map[string]int)}
 	defer func() { // all at once, then wait for each
 		cancel()
-		for _, cmd := range running {
+		for _, cmd := range running.processes {
 			_ = cmd.Wait() // it was told to end
 		}
 	}()
-	if _, err := exec.LookPath("wrk"); err != nil {
-		return errors.New("wrk is not installed: apt-get install wrk")
-	}
-	upstream, installed, err := app.start(ctx, dir)
-	if upstream != nil {
-		running = append(running, upstream)
-	}
-	if err != nil || !installed {
+	if installed, err := running.start(ctx, app); err != nil || !installed {
 		return errors.Join(err, errors.New("nginx, which is the upstream, is needed: apt-get install nginx"))
 	}
 	var present []peer
-	groups := make(map[string]int)
 	for _, p := range peers(self) {
-		cmd, installed, err := p.start(ctx, dir)
-		if cmd != nil {
-			running = append(running, cmd)
-			groups[p.name] = cmd.Process.Pid
-		}
-		if !installed {
-			fmt.Printf("%s is not installed and left out: apt-get install %s\n\n", p.name, p.command[0])
-			continue
-		}
-		if err != nil {
+		installed, err := running.start(ctx, p)
+		switch {
+		case err != nil:
 			return err
+		case !installed:
+			fmt.Printf("%s is not installed and left out: apt-get install %s\n\n", p.name, p.command[0])
+		default:
+			present = append(present, p)
 		}
-		present = append(present, p)
 	}
-	return tabulate(ctx, present, groups, each, only)
+	return tabulate(ctx, present, running.groups, each, only)
+}
+
+// stage is what runs while it is measured.
+type stage struct {
+	dir       string
+	processes []*exec.Cmd
+	groups    map[string]int // process groups, by peer
+}
+
+func (s *stage) start(ctx context.Context, p peer) (installed bool, err error) {
+	cmd, installed, err := p.start(ctx, s.dir)
+	if cmd != nil {
+		s.processes = append(s.processes, cmd)
+		s.groups[p.name] = cmd.Process.Pid
+	}
+	return installed, err
 }
 
 func tabulate(ctx context.Context, present []peer, groups map[string]int, each time.Duration, only string) error {
