@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -71,6 +72,35 @@ func TestPlainExchange(t *testing.T) {
 	want := strings.Replace(answer, "\r\n\r\n", "\r\nConnection: close\r\n\r\n", 1)
 	if err != nil || string(rest) != want {
 		t.Errorf("at last client got %q, %v", rest, err)
+	}
+}
+
+// What comes over a socket of this machine is neither from an address nor over
+// TLS.
+func TestPlainExchangeOnSocket(t *testing.T) {
+	w := newWorld(t)
+	app := new(transcript)
+	b := w.serveRaw(app.serve)
+	path := filepath.Join(t.TempDir(), "s")
+	ln, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := w.in.Server()
+	go server.Serve(ln)
+	t.Cleanup(func() { server.Close() })
+	conn, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	io.WriteString(conn, "GET / HTTP/1.1\r\nHost: "+b.host()+"\r\nX-Forwarded-For: forged\r\n\r\n")
+	if _, err := conn.Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	want := "GET / HTTP/1.1\r\nHost: " + b.host() + "\r\nX-Forwarded-Host: " + b.host() + "\r\nX-Forwarded-Proto: http\r\n\r\n"
+	if app.String() != want {
+		t.Errorf("app was sent %q, want %q", app.String(), want)
 	}
 }
 
