@@ -33,10 +33,11 @@ func clientHello(name string) ([]byte, error) {
 	return sent.Bytes(), nil
 }
 
-// order is a ClientHello and, behind it, how many bytes Serve shall answer.
+// order is a ClientHello and, in a TLS record behind it, how many bytes Serve
+// shall answer.
 func (l Load) order(size uint64) ([]byte, error) {
 	hello, err := clientHello(l.Name)
-	return binary.BigEndian.AppendUint64(hello, size), err
+	return binary.BigEndian.AppendUint64(append(hello, 23, 3, 3, 0, 8), size), err
 }
 
 // dial connects, and ends the connection when the load's patience does.
@@ -55,7 +56,7 @@ func (l Load) connections(ctx context.Context, w *worker) error {
 	if err != nil {
 		return err
 	}
-	answer := make([]byte, 2)
+	answer := make([]byte, 1)
 	for w.begin(); w.more(); {
 		began := time.Now()
 		conn, err := l.dial(ctx)
@@ -63,15 +64,25 @@ func (l Load) connections(ctx context.Context, w *worker) error {
 			return err
 		}
 		if _, err = conn.Write(order); err == nil {
-			_, err = io.ReadFull(conn, answer[:1])
+			_, err = io.ReadFull(conn, answer)
 		}
 		w.done(time.Since(began), 1)
 		if err == nil {
-			_, err = conn.Read(answer) // the server closes first: no port of ours stays taken
+			err = untilEnd(conn)
 		}
-		if conn.Close(); !errors.Is(err, io.EOF) {
-			return fmt.Errorf("answer %q: %w", answer, err)
+		if err = errors.Join(err, conn.Close()); err != nil {
+			return err
 		}
+	}
+	return nil
+}
+
+// untilEnd waits until the server has closed the connection: who closes first
+// cannot use the port again for a while.
+func untilEnd(conn io.Reader) error {
+	n, err := conn.Read(make([]byte, 1))
+	if n > 0 || !errors.Is(err, io.EOF) {
+		return fmt.Errorf("%d bytes and %w where the end should be", n, err)
 	}
 	return nil
 }

@@ -11,9 +11,9 @@ import (
 	"strconv"
 )
 
-// Serve answers orders until the listener is closed: a TLS record, then a
-// number, which says how many bytes to answer. Nothing is ever encrypted: what
-// is measured is who carries it.
+// Serve answers orders until the listener is closed: a TLS record of any kind,
+// then one with a number, which says how many bytes to answer. Nothing is ever
+// encrypted: what is measured is who carries it.
 func Serve(ln net.Listener) {
 	for {
 		conn, err := ln.Accept()
@@ -29,17 +29,18 @@ func Serve(ln net.Listener) {
 
 func answer(conn net.Conn) error {
 	in := bufio.NewReaderSize(conn, 2<<10)
-	header := make([]byte, 8)
-	if _, err := io.ReadFull(in, header[:5]); err != nil {
+	header := make([]byte, 5)
+	if _, err := io.ReadFull(in, header); err != nil {
 		return err
 	}
 	if _, err := in.Discard(int(binary.BigEndian.Uint16(header[3:]))); err != nil {
 		return err
 	}
-	if _, err := io.ReadFull(in, header); err != nil {
+	number := make([]byte, len(header)+8)
+	if _, err := io.ReadFull(in, number); err != nil {
 		return err
 	}
-	left := binary.BigEndian.Uint64(header)
+	left := binary.BigEndian.Uint64(number[len(header):])
 	for page := make([]byte, min(left, 256<<10)); left > 0; {
 		n, err := conn.Write(page[:min(left, uint64(len(page)))])
 		if err != nil {
