@@ -6,8 +6,11 @@ import "time"
 // connection that the sandbox might make, a document that it might get, or
 // both. Nothing is sent to find the answer.
 type Question struct {
-	// URL stands for Host, or Address, and Port.
+	// URL stands for Host, or Address, and Port. Rules about requests are asked
+	// too.
 	URL string `json:"url,omitempty"`
+	// Method is the one of the request for URL; absent means GET.
+	Method string `json:"method,omitempty"`
 	// Host is the name that the connection is for. Without Address the address
 	// that the name has is taken for one that no entry names.
 	Host string `json:"host,omitempty"`
@@ -39,12 +42,28 @@ type Explanation struct {
 // Decision is one answer about one flow.
 type Decision struct {
 	Verdict string `json:"verdict,omitempty"` // allow or deny
-	// Rule is what decided: never, allowOut, denyOut, default, name or protocol.
+	// Rule is what decided: never, allowOut, denyOut, rules, default, name or
+	// protocol.
 	Rule string `json:"rule,omitempty"`
-	// Entry is the entry of the list that matched, as the caller wrote it.
+	// Entry is the entry of the list that matched, as the caller wrote it, or the
+	// rule.
 	Entry string `json:"entry,omitempty"`
 	// Reason says it in a sentence.
 	Reason string `json:"reason,omitempty"`
+	// Change is what a rule does to the request that URL stands for.
+	Change *RequestChange `json:"change,omitzero"`
+}
+
+// RequestChange is what a rule does to requests that it allows. There are no
+// values in it.
+type RequestChange struct {
+	// Rule is the rule's name, in E2B's shape its host.
+	Rule string `json:"rule"`
+	// Headers are those that are set.
+	Headers []string `json:"headers,omitempty"`
+	// StripCredentials says that what the sandbox sends to authenticate itself is
+	// removed.
+	StripCredentials bool `json:"stripCredentials,omitempty"`
 }
 
 // Replay holds a candidate against the records that the server still has of

@@ -15,7 +15,7 @@ import (
 )
 
 func (c *cli) netExplainCommand() *cobra.Command {
-	var protocol string
+	var protocol, method string
 	var candidate documentFlags
 	cmd := &cobra.Command{
 		Use:   "explain ID [TARGET]",
@@ -34,6 +34,7 @@ func (c *cli) netExplainCommand() *cobra.Command {
 		var question api.Question
 		if len(args) == 2 {
 			question = questionAbout(args[1], protocol)
+			question.Method = method
 		}
 		if candidate.given(cmd) {
 			update, err := candidate.update()
@@ -54,6 +55,7 @@ func (c *cli) netExplainCommand() *cobra.Command {
 		return c.printExplanation(explanation)
 	})
 	cmd.Flags().StringVar(&protocol, "protocol", "", "`protocol`: tcp unless it is udp, icmp, or dns for whether a name resolves")
+	cmd.Flags().StringVar(&method, "method", "", "`method` of the request for a URL (default GET)")
 	candidate.declare(cmd)
 	return c.addJSONFlag(cmd)
 }
@@ -82,15 +84,29 @@ func questionAbout(target, protocol string) api.Question {
 	return question
 }
 
+// printChange says what a rule does to a request.
+func (c *cli) printChange(change *api.RequestChange) {
+	if change == nil {
+		return
+	}
+	line := "rule " + change.Rule + setsHeaders(change.Headers)
+	if change.StripCredentials {
+		line += ", strips the sandbox's own credentials"
+	}
+	fmt.Fprintln(c.stdout, printable(line))
+}
+
 func (c *cli) printExplanation(e api.Explanation) error {
 	if e.Verdict != "" {
 		fmt.Fprintf(c.stdout, "%s: %s\n", e.Verdict, printable(e.Reason))
+		c.printChange(e.Change)
 	}
 	if e.Grant != nil {
 		fmt.Fprintf(c.stdout, "until %s, by grant %s\n", stamp(e.Grant.ExpiresAt), e.Grant.ID)
 	}
 	if e.Candidate != nil {
 		fmt.Fprintf(c.stdout, "candidate: %s: %s\n", e.Candidate.Verdict, printable(e.Candidate.Reason))
+		c.printChange(e.Candidate.Change)
 	}
 	if e.Replay == nil {
 		return nil

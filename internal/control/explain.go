@@ -60,13 +60,13 @@ func explainNetwork(c *call) error {
 	answer := api.Explanation{Generation: record.Generation}
 	if any {
 		decision := asked.decide(compiled)
-		answer.Decision, answer.Grant = decisionView(decision), grantOf(record, decision, now)
+		answer.Decision, answer.Grant = decision.view(), grantOf(record, decision.Decision, now)
 	}
 	if body.Candidate == nil {
 		return c.reply(http.StatusOK, answer)
 	}
 	if any {
-		decision := decisionView(asked.decide(candidate))
+		decision := asked.decide(candidate).view()
 		answer.Candidate = &decision
 	}
 	answer.Replay = c.replay(candidate)
@@ -97,9 +97,11 @@ type question struct {
 	dns   bool
 	name  policy.Name    // the zero Name for a flow that has none
 	dst   netip.AddrPort // without an address where that is not known
+	// request is what is asked for on the flow; without scheme for nothing.
+	request policy.Request
 }
 
-func (q question) decide(p *policy.Policy) policy.Decision {
+func (q question) decideFlow(p *policy.Policy) policy.Decision {
 	switch {
 	case q.dns:
 		return p.DecideQuery(q.name)
@@ -111,10 +113,17 @@ func (q question) decide(p *policy.Policy) policy.Decision {
 
 // readQuestion reads what is asked, if anything is.
 func readQuestion(body api.Question) (q question, any bool, err error) {
+	method, err := readMethod(body.Method)
+	if err != nil {
+		return q, false, err
+	}
+	var asked *url.URL
 	if body.URL != "" {
-		if body, err = fromURL(body); err != nil {
+		if body, asked, err = fromURL(body); err != nil {
 			return q, false, err
 		}
+	} else if body.Method != "" {
+		return q, false, badRequest("method needs url")
 	}
 	if body.Host == "" && body.Address == "" {
 		if body.Port != 0 || body.Protocol != "" {
@@ -141,6 +150,9 @@ func readQuestion(body api.Question) (q question, any bool, err error) {
 	if err := q.speak(body); err != nil {
 		return q, false, err
 	}
+	if asked != nil {
+		q.request = requestTo(asked, method, q)
+	}
 	return q, true, nil
 }
 
@@ -165,19 +177,19 @@ func (q *question) speak(body api.Question) error {
 }
 
 // fromURL puts what a URL says in its place.
-func fromURL(body api.Question) (api.Question, error) {
+func fromURL(body api.Question) (api.Question, *url.URL, error) {
 	if body.Host != "" || body.Address != "" || body.Port != 0 || body.Protocol != "" {
-		return body, badRequest("url excludes host, address, port and protocol")
+		return body, nil, badRequest("url excludes host, address, port and protocol")
 	}
 	u, err := url.Parse(body.URL)
 	ports := map[string]int64{"http": 80, "ws": 80, "https": 443, "wss": 443}
 	if err != nil || ports[u.Scheme] == 0 || u.Hostname() == "" {
-		return body, badRequest("url is not one of http or https with a host") // it may hold a secret
+		return body, nil, badRequest("url is not one of http or https with a host") // it may hold a secret
 	}
 	body.Port = ports[u.Scheme]
 	if text := u.Port(); text != "" {
 		if body.Port, err = strconv.ParseInt(text, 10, 32); err != nil {
-			return body, badRequest("url has no port between 0 and 65535")
+			return body, nil, badRequest("url has no port between 0 and 65535")
 		}
 	}
 	if addr, err := netip.ParseAddr(u.Hostname()); err == nil {
@@ -185,11 +197,7 @@ func fromURL(body api.Question) (api.Question, error) {
 	} else {
 		body.Host = u.Hostname()
 	}
-	return body, nil
-}
-
-func decisionView(d policy.Decision) api.Decision {
-	return api.Decision{Verdict: d.Verdict.String(), Rule: d.Rule.String(), Entry: d.Entry, Reason: d.Reason()}
+	return body, u, nil
 }
 
 // grantOf finds the grant that allows what the document alone does not.

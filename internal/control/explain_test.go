@@ -21,6 +21,9 @@ func TestExplain(t *testing.T) {
 	r := newRig(t)
 	id := r.create(keyA, `"network":{"allowOut":["1.1.1.1","*.example.com"],"denyOut":["0.0.0.0/0"]}`).SandboxID
 	open := r.create(keyA, `"network":{"denyOut":["8.8.8.8"]}`).SandboxID
+	ruled := r.create(keyA, `"allow_internet_access":false,"network":{"rules":[
+		{"name":"no admin","match":{"host":"api.example.com","path":"/admin*"},"action":{"allow":false}},
+		{"name":"reads","match":{"host":"api.example.com","method":["GET"]},"action":{"allow":true,"stripCredentials":true,"inject":[{"header":"authorization","secret":"s"}]}}]}`).SandboxID
 	for _, c := range []struct {
 		id, body string
 		want     api.Decision
@@ -33,6 +36,14 @@ func TestExplain(t *testing.T) {
 		{id, `{"host":"api.example.com","port":22}`, api.Decision{Verdict: "deny", Rule: "name", Reason: "names in allowOut work for TCP on ports 80 and 443 only, so api.example.com cannot be reached by name on tcp port 22"}},
 		{id, `{"host":"api.example.com","protocol":"dns"}`, api.Decision{Verdict: "allow", Rule: "allowOut", Entry: "*.example.com", Reason: "*.example.com in allowOut allows api.example.com"}},
 		{id, `{"url":"http://1.1.1.1:8080/"}`, api.Decision{Verdict: "allow", Rule: "allowOut", Entry: "1.1.1.1", Reason: "1.1.1.1 is in allowOut entry 1.1.1.1"}},
+		{ruled, `{"url":"https://api.example.com/v1/x?token=1"}`, api.Decision{
+			Verdict: "allow", Rule: "rules", Entry: "api.example.com", Reason: "api.example.com in rules covers api.example.com, and decides about each request",
+			Change: &api.RequestChange{Rule: "reads", Headers: []string{"Authorization"}, StripCredentials: true},
+		}},
+		{ruled, `{"url":"https://api.example.com/v1/x","method":"POST"}`, api.Decision{Verdict: "deny", Rule: "rules", Entry: "", Reason: "no rule for api.example.com matches the request"}},
+		{ruled, `{"url":"http://api.example.com/admin"}`, api.Decision{Verdict: "deny", Rule: "rules", Entry: "no admin", Reason: "rule no admin denies the request"}},
+		{ruled, `{"url":"https://other.example.com"}`, api.Decision{Verdict: "deny", Rule: "default", Reason: "no entry of allowOut names other.example.com"}},
+		{ruled, `{"host":"api.example.com","port":443}`, api.Decision{Verdict: "allow", Rule: "rules", Entry: "api.example.com", Reason: "api.example.com in rules covers api.example.com, and decides about each request"}},
 		{open, `{"url":"https://example.org"}`, api.Decision{Verdict: "allow", Rule: "default", Reason: "example.org is in no list and the default is allow"}},
 		{open, `{"host":"example.org","address":"8.8.8.8","port":443}`, api.Decision{Verdict: "deny", Rule: "default", Reason: "no entry of allowOut names example.org"}},
 	} {
@@ -53,6 +64,8 @@ func TestExplain(t *testing.T) {
 		`{"address":"example.com"}`:                 `"example.com" is not an IPv4 or IPv6 address`,
 		`{"address":"fe80::1%eth0"}`:                `is not an IPv4 or IPv6 address`,
 		`{"host":"a..b","port":443}`:                `host "a..b" is not a domain name`,
+		`{"host":"a.b","port":443,"method":"GET"}`:  `method needs url`,
+		`{"url":"http://a.b","method":"GE T"}`:      `method "GE T" is not a method`,
 		`{"url":"ftp://example.com/"}`:              `url is not one of http or https`,
 		`{"url":"https://example.com","port":1}`:    `url excludes`,
 		`{"url":"https://example.com:99999/"}`:      `port 99999`,

@@ -103,7 +103,7 @@ func TestDocumentAndTypesAgree(t *testing.T) {
 	types := []any{
 		api.Error{}, api.Health{}, api.NewSandbox{}, api.Network{}, api.NetworkUpdate{}, api.Connect{}, api.TrafficToken{}, api.NewLink{}, api.Link{}, api.Question{}, api.Explanation{}, api.Decision{}, api.Replay{}, api.ReplayedFlow{}, api.NetworkState{}, api.EffectiveNetwork{}, api.NetworkWarning{}, api.NetworkEdit{}, api.NewGrant{}, api.Grant{}, api.FlowRecord{}, api.FlowPage{}, api.FlowsLost{}, api.FlowsEnd{}, api.Timeout{}, api.Refresh{},
 		api.Sandbox{}, api.ListedSandbox{}, api.SandboxDetail{}, api.Lifecycle{}, api.SandboxMetric{}, api.SandboxesMetrics{},
-		api.HostRule{}, api.Transform{}, api.OrderedRule{}, api.Match{}, api.Action{}, api.Inject{}, api.EgressProxy{}, api.SecretValue{}, api.Secret{},
+		api.RequestChange{}, api.HostRule{}, api.Transform{}, api.OrderedRule{}, api.Match{}, api.Action{}, api.Inject{}, api.EgressProxy{}, api.SecretValue{}, api.Secret{},
 		api.NewKey{}, api.Key{}, api.CreatedKey{}, api.NewTemplate{}, api.Template{},
 	}
 	for _, v := range types {

@@ -59,16 +59,17 @@ func hold(found map[replayKey]*api.ReplayedFlow, candidate *policy.Policy, r aud
 		return
 	}
 	decision := asked.decide(candidate)
-	if decision.Verdict == r.Verdict {
+	refused := decision.Verdict == policy.Deny
+	if refused == (r.Verdict == policy.Deny) {
 		return
 	}
-	key := replayKey{protocol: r.Protocol, name: r.Name, dst: r.Dst, refused: decision.Verdict == policy.Deny}
+	key := replayKey{protocol: r.Protocol, name: r.Name, dst: r.Dst, refused: refused}
 	if r.Name != "" {
 		key.dst = netip.AddrPortFrom(netip.Addr{}, r.Dst.Port())
 	}
 	flow := found[key]
 	if flow == nil {
-		flow = &api.ReplayedFlow{Protocol: string(r.Protocol), Name: r.Name, Port: r.Dst.Port(), Decision: decisionView(decision)}
+		flow = &api.ReplayedFlow{Protocol: string(r.Protocol), Name: r.Name, Port: r.Dst.Port(), Decision: decision.view()}
 		if addr := key.dst.Addr(); addr.IsValid() {
 			flow.Address = addr.String()
 		}
@@ -83,7 +84,7 @@ func hold(found map[replayKey]*api.ReplayedFlow, candidate *policy.Policy, r aud
 // policyRules are those by which a policy itself refuses. What was refused for
 // another reason, no policy lets pass.
 var policyRules = []string{
-	policy.RuleName.String(), policy.RuleAllowOut.String(), policy.RuleDenyOut.String(), policy.RuleDefault.String(),
+	policy.RuleName.String(), policy.RuleAllowOut.String(), policy.RuleDenyOut.String(), policy.RuleRequests.String(), policy.RuleDefault.String(),
 }
 
 // fromRecord asks about what was recorded.
@@ -113,6 +114,7 @@ func fromRecord(r audit.Record, never *policy.Never) (q question, ok bool) {
 	case audit.DNS:
 		q.dns = true
 	}
+	q.request = recordedRequest(r, q)
 	return q, q.dns || q.name != policy.Name{} || q.dst.Addr().IsValid()
 }
 
