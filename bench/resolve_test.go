@@ -5,12 +5,84 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
+	"testing"
+	"time"
 
+	"github.com/moat-sandbox/moat/bench/load"
 	"github.com/moat-sandbox/moat/internal/egress"
 	"github.com/moat-sandbox/moat/internal/egress/dns"
 	"github.com/moat-sandbox/moat/internal/lab"
 	"github.com/moat-sandbox/moat/internal/policy"
+	"github.com/moat-sandbox/moat/test/harness"
 )
+
+// BenchmarkResolve measures answers to queries of a sandbox that may reach
+// serverName only: its name from the cache, and a forbidden name, which gets an
+// address of no use. Each of the clients waits for its answers.
+func BenchmarkResolve(b *testing.B) {
+	node := startPlain(b)
+	const firstPort = 5301
+	redirect := "udp dport 53 redirect to :%d"
+	all := []flows{{"moat", plainSlot(b, node, 1, fmt.Sprintf(redirect, firstPort)), lab.DNSServer}}
+	startResolver(b, node.Node, fmt.Sprintf("198.18.1.0:%d", firstPort))
+	if p := dnsmasq(firstPort + 1); p.start(b, node.Node) {
+		all = append(all, flows{p.name, plainSlot(b, node, 2, fmt.Sprintf(redirect, p.port)), lab.DNSServer})
+	}
+	for _, kind := range []struct{ what, name string }{{"cached", serverName}, {"synthetic", "evil.example"}} {
+		for _, workers := range []int{1, 16} {
+			b.Run(fmt.Sprintf("%s/clients=%d", kind.what, workers), func(b *testing.B) {
+				compare(b, queries(b, all, kind.name, workers), rate("answers/s"), waited(0.5), waited(0.99))
+			})
+		}
+	}
+}
+
+func queries(b *testing.B, all []flows, name string, workers int) (c []contender) {
+	for _, f := range all {
+		c = append(c, contender{f.name, func() load.Outcome {
+			return f.from.run(b, load.Load{
+				Kind: load.Queries, Target: f.to, Name: name, Workers: workers, Count: 50_000, Time: roundTime,
+			})
+		}})
+	}
+	return c
+}
+
+// dnsmasq resolves serverName and has one address for all other names.
+func dnsmasq(port int) peer {
+	return peer{
+		name: "dnsmasq", pkg: "dnsmasq", program: "dnsmasq", port: port,
+		args: []string{
+			"--keep-in-foreground", "--conf-file=/dev/null", "--pid-file=", "--user=root", fmt.Sprintf("--port=%d", port),
+			"--no-resolv", "--no-hosts", "--cache-size=10000", "--dns-forward-max=1000",
+			"--server=/" + serverName + "/8.8.8.8", "--address=/#/198.19.0.1",
+		},
+	}
+}
+
+// startResolver starts our resolver on a node and waits until it listens.
+func startResolver(b *testing.B, node *lab.Node, listen string) {
+	b.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		b.Fatal(err)
+	}
+	cmd := node.Command(b.Context(), self)
+	cmd.Env = append(harness.CleanEnv(), resolverJob+"="+listen)
+	cmd.Stderr = os.Stderr
+	run(b, cmd)
+	for deadline := time.Now().Add(peerStart); ; <-time.After(20 * time.Millisecond) {
+		conn, err := node.Dial(b.Context(), "tcp", listen)
+		if err == nil {
+			conn.Close()
+			return
+		}
+		if time.Now().After(deadline) {
+			b.Fatalf("the resolver does not listen: %v", err)
+		}
+	}
+}
 
 // anyone is the tenant of every address.
 type anyone egress.Tenant
