@@ -66,7 +66,6 @@ func put(b *testing.B, s *harness.Server, box *harness.Box, network *api.Network
 type begun struct {
 	cmd *lab.Cmd
 	out *bufio.Reader
-	in  io.Closer
 }
 
 // begin starts a load and waits until it is under way.
@@ -77,14 +76,10 @@ func (s source) begin(b *testing.B, l load.Load) begun {
 	if err != nil {
 		b.Fatal(err)
 	}
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		b.Fatal(err)
-	}
 	if err := cmd.Start(); err != nil {
 		b.Fatal(err)
 	}
-	started := begun{cmd, bufio.NewReader(out), in}
+	started := begun{cmd, bufio.NewReader(out)}
 	if line, err := started.out.ReadString('\n'); err != nil || line != load.Ready {
 		_ = cmd.Wait() // also if it has failed
 		b.Fatalf("%s to %s has not begun: %q, %v", l.Kind, l.Target, line, err)
@@ -95,9 +90,6 @@ func (s source) begin(b *testing.B, l load.Load) begun {
 // end waits for the outcome.
 func (l begun) end(b *testing.B) load.Outcome {
 	b.Helper()
-	if err := l.in.Close(); err != nil {
-		b.Error(err)
-	}
 	text, err := io.ReadAll(l.out)
 	if waited := l.cmd.Wait(); waited != nil || err != nil {
 		b.Fatalf("load: %v, %v", waited, err)

@@ -14,19 +14,12 @@ import (
 // Kind is what a Load does.
 type Kind string
 
-// Connections, downloads and requests are answered by Serve and ServeTLS.
+// Connections and downloads are answered by Serve.
 const (
 	// Connections opens connections, each for one byte of answer.
 	Connections Kind = "connections"
 	// Download receives as much as it can over each worker's connection.
 	Download Kind = "download"
-	// Requests asks over TLS connections that stay open.
-	Requests Kind = "requests"
-	// Handshakes asks once over each of many TLS connections.
-	Handshakes Kind = "handshakes"
-	// Hold opens Count TLS connections, asks once over each and keeps them until
-	// the process is told to end by the end of its standard input.
-	Hold Kind = "hold"
 	// Queries asks a DNS server over UDP.
 	Queries Kind = "queries"
 	// Refused opens connections until one is refused.
@@ -38,21 +31,15 @@ const (
 // Load says what to do.
 type Load struct {
 	Kind Kind
-	// Target is an address with a port. Queries may have several, one for each
-	// worker in turn.
+	// Target is an address with a port.
 	Target string
-	// Name is the server's in a ClientHello, a request or a query. With a "%d" in
-	// it every query or connection gets a name of its own.
+	// Name is the server's in a ClientHello, or what is asked for.
 	Name string
 	// Workers do the same at the same time; each waits for its answers.
 	Workers int
 	// Count and Time end the load, whichever is first.
 	Count int
 	Time  time.Duration
-	// Bytes is the size of an answer to Requests.
-	Bytes int64
-	// Body makes Requests upload as many bytes each.
-	Body int64
 }
 
 // Outcome is what came of a Load.
@@ -90,12 +77,6 @@ func (l Load) Run(ctx context.Context) (Outcome, error) {
 		return l.share(ctx, l.connections)
 	case Download:
 		return l.share(ctx, l.download)
-	case Requests:
-		return l.share(ctx, l.requests)
-	case Handshakes:
-		return l.share(ctx, l.handshakes)
-	case Hold:
-		return l.hold(ctx)
 	case Queries:
 		return l.share(ctx, l.queries)
 	case Refused:
@@ -112,13 +93,12 @@ const patience = 10 * time.Second
 
 // worker is one of those that share a load.
 type worker struct {
-	number int
-	turns  int // how often it may still do it
-	ready  *sync.WaitGroup
-	start  <-chan struct{}
-	until  time.Time // valid after begin
-	time   time.Duration
-	once   sync.Once
+	turns int // how often it may still do it
+	ready *sync.WaitGroup
+	start <-chan struct{}
+	until time.Time // valid after begin
+	time  time.Duration
+	once  sync.Once
 
 	count  int
 	bytes  int64
@@ -152,7 +132,7 @@ func (l Load) share(ctx context.Context, work func(context.Context, *worker) err
 	workers, errs := make([]*worker, l.Workers), make([]error, l.Workers)
 	ready.Add(l.Workers)
 	for i := range workers {
-		w := &worker{number: i, turns: l.Count / l.Workers, ready: &ready, start: start, time: l.Time}
+		w := &worker{turns: l.Count / l.Workers, ready: &ready, start: start, time: l.Time}
 		workers[i] = w
 		running.Go(func() {
 			defer w.once.Do(ready.Done) // also if it fails before it begins

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net"
-	"strings"
 	"time"
 
 	"github.com/miekg/dns"
@@ -12,8 +11,7 @@ import (
 
 func (l Load) queries(ctx context.Context, w *worker) error {
 	deadline, _ := ctx.Deadline()
-	targets := strings.Fields(l.Target)
-	conn, err := net.Dial("udp", targets[w.number%len(targets)])
+	conn, err := net.Dial("udp", l.Target)
 	if err != nil {
 		return err
 	}
@@ -21,18 +19,12 @@ func (l Load) queries(ctx context.Context, w *worker) error {
 	if err := conn.SetDeadline(deadline); err != nil {
 		return err
 	}
-	own := strings.Contains(l.Name, "%d")
-	packet, err := query(l.Name)
+	packet, err := new(dns.Msg).SetQuestion(dns.Fqdn(l.Name), dns.TypeA).Pack()
 	if err != nil {
 		return err
 	}
 	answer := make([]byte, 1500)
 	for w.begin(); w.more(); {
-		if own {
-			if packet, err = query(named(l.Name, w.number<<20|w.turns)); err != nil {
-				return err
-			}
-		}
 		began := time.Now()
 		if _, err := conn.Write(packet); err != nil {
 			return err
@@ -48,13 +40,4 @@ func (l Load) queries(ctx context.Context, w *worker) error {
 		}
 	}
 	return nil
-}
-
-// named puts a number into a name that has room for one.
-func named(name string, number int) string {
-	return strings.Replace(name, "%d", fmt.Sprint(number), 1)
-}
-
-func query(name string) ([]byte, error) {
-	return new(dns.Msg).SetQuestion(dns.Fqdn(name), dns.TypeA).Pack()
 }

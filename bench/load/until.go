@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Ready is what Refused, Cut and Hold print when it is time to act on them.
+// Ready is what Refused and Cut print when it is time to act on them.
 const Ready = "ready\n"
 
 // Now reads a clock that all processes share.
