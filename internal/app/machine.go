@@ -103,7 +103,10 @@ func assemble(ctx context.Context, c Config, records store.Store, log *audit.Log
 		Guest: guest, Master: master, Compile: m.compile, Logger: c.Logger,
 		Warm: defaultLimits(), Pool: c.Pool, Ahead: template.Base, MaxSandboxes: c.MaxSandboxes, TeamLimit: c.TeamLimit,
 	})
-	return m, err
+	if err != nil {
+		return nil, err
+	}
+	return m, m.recordGap(ctx, log)
 }
 
 // defaultLimits bound a sandbox whose template says nothing else.
