@@ -12,3 +12,6 @@ var Order = order
 func Control(d *Dialer, address string) error {
 	return d.control(context.Background(), "tcp", address, nil)
 }
+
+// ConnectSOCKS is connectSOCKS.
+var ConnectSOCKS = connectSOCKS
