@@ -57,6 +57,7 @@ func (d *direct) close() {
 // Rules of records that no entry of a policy is the reason for.
 const (
 	ruleEnded = "ended" // the sandbox, or its policy, was there no more
+	ruleLimit = "limit" // the sandbox has too much of something
 	ruleLost  = "lost"  // flows that there is no record of
 )
 
@@ -90,6 +91,8 @@ func (d *direct) record(e kernel.Event) {
 		r.Rule, r.Reason = ruleEnded, "the sandbox has ended"
 	case e.Outcome == kernel.RefusedSandbox:
 		r.Rule, r.Reason = policy.RuleNever.String(), fmt.Sprintf("%v is in the network of the sandboxes, and they do not reach each other", e.Dst.Addr())
+	case e.Outcome == kernel.RefusedLimit:
+		r.Rule, r.Entry, r.Reason = ruleLimit, "", fmt.Sprintf("the sandbox has more than %d flows", kernel.MaxFlows)
 	case e.Outcome == kernel.RefusedNode && now.Verdict == policy.Allow:
 		r.Rule, r.Entry, r.Reason = policy.RuleNever.String(), "", fmt.Sprintf("%v is an address of the machine that runs the sandbox", e.Dst.Addr())
 	case now.Verdict == policy.Allow:

@@ -73,6 +73,11 @@ func TestDirectRecords(t *testing.T) {
 			want:   audit.Record{Protocol: audit.TCP, Rule: "never"},
 			reason: "machine that runs the sandbox",
 		},
+		"one flow too many": {
+			event:  kernel.Event{Proto: policy.TCP, Dst: at("1.1.1.1:22"), Outcome: kernel.RefusedLimit},
+			want:   audit.Record{Protocol: audit.TCP, Rule: ruleLimit},
+			reason: "more than 8192 flows",
+		},
 		"older than the policy": {
 			event:  kernel.Event{Proto: policy.TCP, Dst: at("1.1.1.1:443")},
 			want:   audit.Record{Protocol: audit.TCP, Rule: ruleEnded},

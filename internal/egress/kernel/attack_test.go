@@ -433,3 +433,34 @@ func dialFrom(t *testing.T, s Slot, network, dst string) net.Conn {
 	}
 	return conn
 }
+
+// One sandbox that begins flows without end uses up its own share, and not what
+// all of the machine share.
+func TestAttack27OneSandboxBeginsFlowsWithoutEnd(t *testing.T) {
+	n := open(t)
+	s, neighbour := create(t, n, openPolicy(t)), create(t, n, openPolicy(t))
+	w := watch(t, n)
+	const tried = MaxFlows * 3 / 2
+	for port := uint16(1024); port < 1024+tried; {
+		var frames [][]byte
+		for range 256 {
+			datagram := datagramTo(s.IP4, addr(one4), marker)
+			binary.BigEndian.PutUint16(datagram, port)
+			binary.BigEndian.PutUint16(datagram[6:], 0) // no checksum
+			frames = append(frames, ether(s.GatewayMAC, s.MAC, unix.ETH_P_IP, ip4(s.IP4, addr(one4), unix.IPPROTO_UDP, nil, datagram)))
+			port++
+		}
+		sendFrames(t, s, frames...)
+	}
+	w.await(t, "the limit", func(e Event) bool { return e.Slot == s.Index && e.Outcome == RefusedLimit })
+	if count := countFlows(t, n, s); count > MaxFlows || count < MaxFlows*9/10 {
+		t.Errorf("the sandbox has %d flows after %d tries, want %d", count, tried, MaxFlows)
+	}
+	if got := probe(t, s, policy.TCP, addr(one4)); got != reset {
+		t.Errorf("one more flow: %s, want a reset", got)
+	}
+	expect(t, neighbour, policy.Allow, one4, one6)
+	apply(t, n, s, nil) // ends them
+	apply(t, n, s, openPolicy(t))
+	expect(t, s, policy.Allow, one4, one6)
+}

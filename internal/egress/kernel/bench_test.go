@@ -39,7 +39,7 @@ func BenchmarkDestroy(b *testing.B) {
 }
 
 // manyEntries is a policy of so many prefixes in each list.
-func manyEntries(b *testing.B, entries int) *policy.Policy {
+func manyEntries(b testing.TB, entries int) *policy.Policy {
 	doc := policy.Document{Default: policy.Allow}
 	for i := range entries {
 		doc.AllowOut = append(doc.AllowOut, fmt.Sprintf("60.%d.%d.1", i/250, i%250))

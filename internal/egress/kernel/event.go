@@ -41,6 +41,8 @@ const (
 	RefusedNode
 	// RefusedSandbox: it was to another sandbox.
 	RefusedSandbox
+	// RefusedLimit: the sandbox has too many flows.
+	RefusedLimit
 	// Ended: it was allowed, and is over.
 	Ended
 	// Cut: it was allowed, and the policy changed or the slot was closed.

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/google/nftables/expr"
 	"go4.org/netipx"
@@ -52,10 +53,20 @@ type set struct {
 	ranges []netipx.IPRange
 }
 
+// meter is a set of interfaces to which rules add, each with what the rule counts
+// of it.
+type meter struct {
+	name    string
+	timeout time.Duration // after which an unused interface is dropped; 0 for never
+}
+
+// meterSize is how many interfaces a meter holds.
+const meterSize = 65535
+
 // basePlan is what all slots of a network share.
 type basePlan struct {
 	maps   []string
-	meters []string
+	meters []meter
 	sets   []set
 	inet   []chain
 	netdev []chain
@@ -67,7 +78,7 @@ func planBase(l layout, never *policy.Never) basePlan {
 	sets := []set{{name: "never4", ranges: never4}, {name: "never6", v6: true, ranges: never6}}
 	return basePlan{
 		maps:   []string{mapOut, mapIn, mapRedirect},
-		meters: []string{meterRefusals},
+		meters: []meter{{name: meterRefusals, timeout: time.Minute}, {name: meterFlows}},
 		sets:   sets,
 		inet:   slices.Concat(hookChains(l), redirectChains(l, sets), judgeChains(l, sets), refuseChains()),
 		netdev: []chain{headersChain()},

@@ -22,8 +22,8 @@ func (p slotPlan) String() string {
 func (p basePlan) String() string {
 	var b strings.Builder
 	b.WriteString("table inet {\n")
-	for _, name := range p.meters {
-		fmt.Fprintf(&b, "\tset %s {\n\t\tsize %d\n\t\tflags dynamic,timeout\n\t\ttimeout %v\n\t}\n", name, meterSize, strings.TrimSuffix(meterTimeout.String(), "0s"))
+	for _, m := range p.meters {
+		fmt.Fprintf(&b, "\tset %s {\n%s\t}\n", m.name, m.text())
 	}
 	writeTable(&b, p.sets, p.inet)
 	b.WriteString("table netdev {\n")
@@ -39,6 +39,14 @@ func writeTable(b *strings.Builder, sets []set, chains []chain) {
 		fmt.Fprintf(b, "\tchain %s {\n%s\t}\n", c.name, c.text())
 	}
 	b.WriteString("}\n")
+}
+
+func (m meter) text() string {
+	text := fmt.Sprintf("\t\tsize %d\n", meterSize)
+	if m.timeout == 0 {
+		return text + "\t\tflags dynamic\n"
+	}
+	return text + fmt.Sprintf("\t\tflags dynamic,timeout\n\t\ttimeout %s\n", strings.TrimSuffix(m.timeout.String(), "0s"))
 }
 
 func (s set) kind() string {

@@ -17,7 +17,8 @@ import (
 // redirected.
 const mapRedirect = "redirect"
 
-// redirectChains are what all slots share of it. What is never reachable is
+// redirectChains are what all slots share of it. Every flow of a slot comes by
+// here once, so that they are counted here. What is never reachable is
 // nobody's to answer for, but for web sites whose name is forbidden: the proxy
 // says so.
 func redirectChains(l layout, never []set) []chain {
@@ -27,6 +28,7 @@ func redirectChains(l layout, never []set) []chain {
 			{inPrefix(slots), goTo("divert")},
 		}},
 		{name: "divert", rules: []rule{
+			{meterFlowsOver(meterFlows, MaxFlows), counter(), goTo("refuse")},
 			{to(policy.Synthetic()), dport(dnsPort), accept()},
 			{notTo(policy.Synthetic()), toSet(never[0]), accept()},
 			{toSet(never[1]), accept()},

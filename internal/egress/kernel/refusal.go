@@ -43,8 +43,17 @@ func refuseChains() []chain {
 	}
 }
 
-// meterRefusals counts the refusals of each interface.
-const meterRefusals = "refusals"
+// Meters keep a count for each interface: of refusals in the last while, and of
+// flows that live.
+const (
+	meterRefusals = "refusals"
+	meterFlows    = "flows"
+)
+
+// MaxFlows bounds the flows of one sandbox. Connection tracking has room for a
+// number of flows (nf_conntrack_max, often 262,144) that the whole machine shares: one
+// sandbox must not use it up.
+const MaxFlows = 8192
 
 // Messages and attributes of the packet log, from
 // linux/netfilter/nfnetlink_log.h.
@@ -95,6 +104,8 @@ func (n *Network) refusal(m message, now time.Time) (e Event, ok bool) {
 		e.Outcome = RefusedSandbox
 	case hook == unix.NF_INET_LOCAL_IN:
 		e.Outcome = RefusedNode
+	case hook == unix.NF_INET_PRE_ROUTING: // where only other sandboxes and too many flows are refused
+		e.Outcome = RefusedLimit
 	}
 	return e, true
 }

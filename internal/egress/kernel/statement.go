@@ -249,6 +249,15 @@ func meterOver(meter string, rate uint64, burst uint32) statement {
 		&expr.Dynset{SrcRegKey: reg, SetName: meter, Operation: unix.NFT_DYNSET_OP_UPDATE, Exprs: over.exprs})
 }
 
+// meterFlowsOver matches what begins a flow when its interface has so many.
+func meterFlowsOver(meter string, most uint32) statement {
+	return part(fmt.Sprintf("add @%s { iifname ct count over %d }", meter, most),
+		meta(expr.MetaKeyIIFNAME),
+		&expr.Dynset{SrcRegKey: reg, SetName: meter, Operation: unix.NFT_DYNSET_OP_ADD, Exprs: []expr.Any{
+			&expr.Connlimit{Count: most, Flags: expr.NFT_CONNLIMIT_F_INV},
+		}})
+}
+
 // logTo tells of the packet, by its first bytes, to whoever has bound a group of
 // the packet log.
 func logTo(group uint16, head uint32) statement {

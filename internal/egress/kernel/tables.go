@@ -136,8 +136,8 @@ func (r *rules) layAll(p basePlan, slots []slotPlan) error {
 	for _, name := range p.maps {
 		t.addMap(r.table, name)
 	}
-	for _, name := range p.meters {
-		t.addMeter(r.table, name)
+	for _, m := range p.meters {
+		t.addMeter(r.table, m)
 	}
 	for _, s := range p.sets {
 		t.addSet(r.table, s)

@@ -3,7 +3,6 @@ package kernel
 import (
 	"encoding/binary"
 	"fmt"
-	"time"
 
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/userdata"
@@ -166,21 +165,19 @@ func (t *transaction) addMap(table, name string) {
 	t.message(unix.NFT_MSG_NEWSET, unix.NLM_F_CREATE|unix.NLM_F_EXCL, inetFamily, "add map "+name, a)
 }
 
-// What a meter holds: so many interfaces, and each for so long after it was last
-// used.
-const (
-	meterSize    = 65535
-	meterTimeout = time.Minute
-)
-
-// addMeter adds an empty set to which rules add interfaces, each with what the
-// rule counts of it.
-func (t *transaction) addMeter(table, name string) {
-	a := t.setHead(table, name, unix.NFT_SET_EVAL|unix.NFT_SET_TIMEOUT, keyIfName, keyIfNameLen)
-	a = attr(a, unix.NFTA_SET_TIMEOUT, binary.BigEndian.AppendUint64(nil, uint64(meterTimeout.Milliseconds())))
+// addMeter adds an empty meter.
+func (t *transaction) addMeter(table string, m meter) {
+	flags := uint32(unix.NFT_SET_EVAL)
+	if m.timeout != 0 {
+		flags |= unix.NFT_SET_TIMEOUT
+	}
+	a := t.setHead(table, m.name, flags, keyIfName, keyIfNameLen)
+	if m.timeout != 0 {
+		a = attr(a, unix.NFTA_SET_TIMEOUT, binary.BigEndian.AppendUint64(nil, uint64(m.timeout.Milliseconds())))
+	}
 	a = nest(a, unix.NFTA_SET_DESC, func(d []byte) []byte { return be32(d, unix.NFTA_SET_DESC_SIZE, meterSize) })
 	a = attr(a, unix.NFTA_SET_USERDATA, userdata.AppendUint32(nil, userdata.NFTNL_UDATA_SET_KEYBYTEORDER, 1))
-	t.message(unix.NFT_MSG_NEWSET, unix.NLM_F_CREATE|unix.NLM_F_EXCL, inetFamily, "add meter "+name, a)
+	t.message(unix.NFT_MSG_NEWSET, unix.NLM_F_CREATE|unix.NLM_F_EXCL, inetFamily, "add meter "+m.name, a)
 }
 
 // addSet adds a set with its addresses.
