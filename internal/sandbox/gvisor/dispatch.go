@@ -55,6 +55,8 @@ func settle(args []string) error {
 		}
 	}
 	if name == sentryName {
+		collectLater()
+		leaveOutTracePoints()
 		if err := useSmallUmounter(); err != nil {
 			return err
 		}
