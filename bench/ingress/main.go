@@ -22,7 +22,7 @@ func main() {
 	logged := flag.Bool("log", false, "with -serve: keep the audit log, as the server does")
 	plain := flag.String("plain", "", "with -serve: `address` without TLS")
 	secure := flag.String("secure", "", "with -serve: `address` with TLS")
-	each := flag.Duration("each", 3*time.Second, "how long each measurement takes")
+	each := flag.Duration("each", 2*time.Second, "how long each of three turns of a measurement takes")
 	only := flag.String("only", "", "measure only the cells whose name contains this `text`")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)

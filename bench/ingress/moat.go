@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/netip"
 	"path/filepath"
@@ -68,11 +67,11 @@ func serveIngress(ctx context.Context, dir, plain, secure string, known int, log
 		return err
 	}
 	server := in.Server()
-	open, err := net.Listen("tcp", plain)
+	open, err := ingress.Listen(plain)
 	if err != nil {
 		return err
 	}
-	closed, err := net.Listen("tcp", secure)
+	closed, err := ingress.Listen(secure)
 	if err != nil {
 		return err
 	}

@@ -61,7 +61,7 @@ func moat(self, name, plain, secure string, more ...string) peer {
 
 const nginxConfig = `worker_processes 2; daemon off; pid DIR/nginx.pid; error_log DIR/nginx.err;
 events { worker_connections 8192; }
-http { access_log off; keepalive_requests 100000000; keepalive_timeout 600s; proxy_http_version 1.1; proxy_buffering off;
+http { access_log off; keepalive_requests 100000000; keepalive_timeout 600s; proxy_http_version 1.1; proxy_buffering off; proxy_buffer_size 64k; proxy_buffers 8 64k;
  map $host $target { ~^(?<port>[0-9]+)-` + sandboxID + `\.moat\.test$ app; }
  upstream app { server 127.0.0.1:8080; keepalive 600; keepalive_requests 100000000; }
  server { listen 127.0.0.1:9001 backlog=4096; listen 127.0.0.1:9101 ssl backlog=4096;

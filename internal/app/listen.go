@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"sync"
 	"time"
+
+	"github.com/moat-sandbox/moat/internal/ingress"
 )
 
 // drainTimeout is how long requests in flight may take when the server stops.
@@ -32,17 +34,17 @@ func listen(c Config) (_ *listeners, err error) {
 		}
 	}()
 	if c.HTTP != "" {
-		if l.http, err = net.Listen("tcp", c.HTTP); err != nil {
-			return nil, fmt.Errorf("listen for http: %w", err)
+		if l.http, err = ingress.Listen(c.HTTP); err != nil {
+			return nil, fmt.Errorf("http: %w", err)
 		}
 	}
 	if c.HTTPS != "" {
 		if l.certificates, err = openCertificates(c); err != nil {
 			return nil, err
 		}
-		plain, err := net.Listen("tcp", c.HTTPS)
+		plain, err := ingress.Listen(c.HTTPS)
 		if err != nil {
-			return nil, fmt.Errorf("listen for https: %w", err)
+			return nil, fmt.Errorf("https: %w", err)
 		}
 		l.https = tls.NewListener(plain, &tls.Config{
 			GetCertificate: l.certificates.get,
