@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -327,22 +326,12 @@ func (e *engine) EditNetwork(ctx context.Context, id string, edit func(store.San
 
 func (e *engine) Grant(ctx context.Context, id string, entries []string, until time.Time) (sandbox.Grant, sandbox.Receipt, error) {
 	grant := sandbox.Grant{ID: sandbox.NewGrantID(), AllowOut: entries, CreatedAt: time.Now().UTC(), ExpiresAt: until.UTC()}
-	receipt, err := e.renew(ctx, id, func(s *store.Sandbox) error {
-		s.Grants = append(s.Grants, grant)
-		return nil
-	})
+	receipt, err := e.renew(ctx, id, func(s *store.Sandbox) error { return s.AddGrant(grant) })
 	return grant, receipt, err
 }
 
 func (e *engine) Revoke(ctx context.Context, id, grant string) (sandbox.Receipt, error) {
-	return e.renew(ctx, id, func(s *store.Sandbox) error {
-		i := slices.IndexFunc(s.Grants, func(g sandbox.Grant) bool { return g.ID == grant })
-		if i < 0 {
-			return sandbox.ErrNoGrant
-		}
-		s.Grants = slices.Delete(s.Grants, i, i+1)
-		return nil
-	})
+	return e.renew(ctx, id, func(s *store.Sandbox) error { return s.EndGrant(grant, time.Now()) })
 }
 
 func (e *engine) renew(ctx context.Context, id string, edit func(*store.Sandbox) error) (sandbox.Receipt, error) {

@@ -19,14 +19,7 @@ const grantRetry = 5 * time.Second
 func (n *Node) Grant(ctx context.Context, id string, entries []string, until time.Time) (sandbox.Grant, sandbox.Receipt, error) {
 	now := time.Now().UTC()
 	grant := sandbox.Grant{ID: sandbox.NewGrantID(), AllowOut: entries, CreatedAt: now, ExpiresAt: until.UTC()}
-	receipt, _, err := n.renew(ctx, id, func(s *store.Sandbox) error {
-		active := sandbox.ActiveGrants(s.Grants, now)
-		if len(active) >= sandbox.MaxGrants {
-			return sandbox.ErrGrants
-		}
-		s.Grants = append(active, grant)
-		return nil
-	})
+	receipt, _, err := n.renew(ctx, id, func(s *store.Sandbox) error { return s.AddGrant(grant) })
 	if err != nil {
 		return sandbox.Grant{}, sandbox.Receipt{}, err
 	}
@@ -38,15 +31,7 @@ func (n *Node) Grant(ctx context.Context, id string, entries []string, until tim
 // it returns nil, what only the grant allowed is cut.
 func (n *Node) Revoke(ctx context.Context, id, grant string) (sandbox.Receipt, error) {
 	now := time.Now()
-	receipt, _, err := n.renew(ctx, id, func(s *store.Sandbox) error {
-		active := sandbox.ActiveGrants(s.Grants, now)
-		i := slices.IndexFunc(active, func(g sandbox.Grant) bool { return g.ID == grant })
-		if i < 0 {
-			return sandbox.ErrNoGrant
-		}
-		s.Grants = slices.Delete(active, i, i+1)
-		return nil
-	})
+	receipt, _, err := n.renew(ctx, id, func(s *store.Sandbox) error { return s.EndGrant(grant, now) })
 	if err != nil {
 		return sandbox.Receipt{}, err
 	}

@@ -148,7 +148,9 @@ func Open(ctx context.Context, c Config) (*Node, error) {
 // Close stops background work and gives back the warm pool. Sandboxes keep
 // running, confined as they are, for the next server to adopt.
 func (n *Node) Close() {
-	n.stop()
+	n.mu.Lock()
+	n.stop() // no timer does anything any more
+	n.mu.Unlock()
 	n.bg.Wait()
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -159,6 +161,20 @@ func (n *Node) Close() {
 		l.mu.Unlock()
 	}
 	n.guest.close()
+}
+
+// onTimer does what a timer is for, unless the node is closed. Close waits for
+// it.
+func (n *Node) onTimer(do func()) {
+	n.mu.Lock()
+	if n.background.Err() != nil {
+		n.mu.Unlock()
+		return
+	}
+	n.bg.Add(1)
+	n.mu.Unlock()
+	defer n.bg.Done()
+	do()
 }
 
 // KillAll removes every sandbox, for an operator who does not want them to

@@ -102,12 +102,6 @@ type Sandbox struct {
 	Slot    int    `json:"slot"`
 }
 
-// Policy is what the sandbox may reach at a time: its document, and the grants
-// that are not over.
-func (s Sandbox) Policy(now time.Time) policy.Document {
-	return sandbox.WithGrants(s.Network, sandbox.ActiveGrants(s.Grants, now))
-}
-
 // Key is an API key. Only the hash of its secret is kept.
 type Key struct {
 	ID        string    `json:"id"`
