@@ -2,6 +2,7 @@ package intercept
 
 import (
 	"crypto/ecdsa"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -173,7 +174,11 @@ func (i *intermediate) sign(name string, now time.Time) (*leaf, error) {
 }
 
 func serverConfig(chain tls.Certificate, protocol string) *tls.Config {
-	return &tls.Config{
+	// Named, because otherwise they would be those of the configuration that
+	// chooses this one, and every connection has one of its own.
+	var tickets [32]byte
+	_, _ = rand.Read(tickets[:]) // documented never to fail
+	c := &tls.Config{
 		Certificates: []tls.Certificate{chain},
 		NextProtos:   []string{protocol},
 		MinVersion:   tls.VersionTLS12,
@@ -181,6 +186,8 @@ func serverConfig(chain tls.Certificate, protocol string) *tls.Config {
 		// with a later computer: the cheaper key exchanges do.
 		CurvePreferences: []tls.CurveID{tls.X25519, tls.CurveP256, tls.CurveP384},
 	}
+	c.SetSessionTicketKeys([][32]byte{tickets})
+	return c
 }
 
 // config returns the configuration for a protocol; HTTP/1.1 unless it is "h2".

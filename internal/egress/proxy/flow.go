@@ -109,7 +109,7 @@ func (f *flow) judge(q question) verdict {
 		return v
 	}
 	v := decide(t, f.original, q)
-	if v.allow && v.opens == nil {
+	if v.allow && !v.seen {
 		v.visit = &visit{to: v.to, policy: t.Policy, request: q.request, cancel: q.cancel}
 		if q.hello {
 			v.visit.unseen = q.name

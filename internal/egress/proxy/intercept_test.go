@@ -421,6 +421,30 @@ func TestClientThatDoesNotTrust(t *testing.T) {
 	}
 }
 
+// Clients resume their sessions, and no sandbox that of another one.
+func TestSessionsAreResumed(t *testing.T) {
+	w := newWorld(t, proxy.Limits{})
+	w.secure2(t, "example.com", show)
+	sessions := tls.NewLRUClientSessionCache(4)
+	for _, x := range []struct {
+		box     byte
+		resumed bool
+	}{{1, false}, {1, true}, {2, false}, {2, true}} {
+		b := w.box(t, x.box)
+		b.publishDocument(t, withKey("example.com"))
+		conn := tls.Client(b.tls(t), &tls.Config{ServerName: "example.com", RootCAs: w.trusted(), NextProtos: []string{"http/1.1"}, ClientSessionCache: sessions})
+		if _, err := io.WriteString(conn, "GET / HTTP/1.1\r\nHost: example.com\r\nConnection: close\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		if answer, err := io.ReadAll(conn); err != nil || !strings.HasPrefix(string(answer), "HTTP/1.1 200 OK") {
+			t.Fatalf("%q, %v", answer, err)
+		}
+		if got := conn.ConnectionState().DidResume; got != x.resumed {
+			t.Errorf("sandbox %d: resumed %v, want %v", x.box, got, x.resumed)
+		}
+	}
+}
+
 // The protocol is what client and server would have agreed on.
 func TestProtocolIsTheServers(t *testing.T) {
 	w := newWorld(t, proxy.Limits{})

@@ -111,7 +111,9 @@ type verdict struct {
 
 	team   string
 	action policy.Action // for requests
-	// opens are the hosts whose TLS connections are looked into, if this is one.
+	// seen says that the TLS connection is looked into. Opens are the hosts for
+	// which that is so.
+	seen  bool
 	opens []string
 	visit *visit // what the flow does now, if allowed
 }
@@ -121,7 +123,7 @@ type verdict struct {
 func decide(t egress.Tenant, original netip.AddrPort, q question) verdict {
 	v := verdict{name: q.name, generation: t.Generation, team: t.Team, id: audit.NewID()}
 	if q.hello && t.Policy.Terminates(q.name) {
-		v.opens = t.Policy.Terminated()
+		v.seen, v.opens = true, t.Policy.Terminated()
 	}
 	if q.request != nil {
 		v.action = t.Policy.Request(*q.request)
@@ -168,7 +170,7 @@ func (v *verdict) choose(p *policy.Policy, original netip.AddrPort, q question) 
 	if v.allow {
 		return
 	}
-	if v.opens != nil || v.action.Rule != "" || q.request != nil && q.request.Scheme == schemeHTTPS {
+	if v.seen || v.action.Rule != "" || q.request != nil && q.request.Scheme == schemeHTTPS {
 		atAddress = destination{name: q.name, addr: original, found: true}
 	}
 	if d := atAddress.judge(p); d.Verdict == policy.Allow {

@@ -42,7 +42,8 @@ type stream struct {
 	answered bool // interim answers come too late; guarded by mu
 }
 
-// beginStream counts a request in. Of errors, errStreams is for the client to know.
+// beginStream counts a request in. That there are too many (errStreams) is for
+// the client to know.
 func (f *flow) beginStream() error {
 	f.box.mu.Lock()
 	defer f.box.mu.Unlock()
@@ -179,6 +180,9 @@ func (x *stream) roundTrip(ctx context.Context) (*http.Response, error) {
 		return nil, dialError{err}
 	}
 	answer, err := s.h2.RoundTrip(x.outgoing(ctx))
+	if err == nil && (answer.StatusCode < http.StatusOK || answer.StatusCode > 999) {
+		err = errors.Join(fmt.Errorf("the server answers with status %d", answer.StatusCode), answer.Body.Close())
+	}
 	if err != nil {
 		s.leave()
 		return nil, err
@@ -295,7 +299,6 @@ func (x *stream) copyBody(r *http.Response) error {
 	if !ok {
 		page = new([pageSize]byte)
 	}
-	defer x.flow.proxy.pages.Put(page)
 	control := http.NewResponseController(x.w)
 	if r.ContentLength < 0 {
 		if err := control.Flush(); err != nil { // the first byte may be long in coming
@@ -317,6 +320,8 @@ func (x *stream) copyBody(r *http.Response) error {
 		}
 		switch {
 		case errors.Is(err, io.EOF):
+			// Only now: a write that has failed may still be read from.
+			x.flow.proxy.pages.Put(page)
 			return nil
 		case err != nil:
 			return err

@@ -28,7 +28,7 @@ func (f *flow) serveTLS() {
 	o := f.peekHello()
 	v := f.judge(question{name: o.name, why: o.why, hello: true})
 	switch {
-	case v.opens != nil:
+	case v.seen:
 		f.intercept(v, o)
 	case !v.allow:
 		f.refuseTLS(v, o.tls)
