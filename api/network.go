@@ -30,7 +30,7 @@ type EffectiveNetwork struct {
 
 // NetworkWarning is about one entry.
 type NetworkWarning struct {
-	Field string `json:"field"` // allowOut or denyOut
+	Field string `json:"field"` // allowOut, denyOut or rules
 	Entry string `json:"entry"`
 	// Text completes the sentence "ENTRY in FIELD ...".
 	Text string `json:"text"`

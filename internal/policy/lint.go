@@ -11,7 +11,7 @@ import (
 // Warning says about one entry of a document that it probably does not do
 // what its author wants. Warnings refuse nothing.
 type Warning struct {
-	Field string // allowOut or denyOut
+	Field string // allowOut, denyOut or rules
 	Entry string // as it was written
 	Text  string // completes the sentence "ENTRY in FIELD ..."
 }
@@ -21,8 +21,8 @@ func (w Warning) String() string { return w.Entry + " in " + w.Field + " " + w.T
 
 // Warnings returns what is doubtful about the document: wildcards over domains
 // in which anybody can get a name, and entries without effect. Addresses come
-// before names, allowOut before denyOut. An entry that means the same as an
-// earlier one is not mentioned.
+// before names, allowOut before denyOut before rules. An entry that means the
+// same as an earlier one is not mentioned.
 func (p *Policy) Warnings() []Warning {
 	if p == nil {
 		return nil
@@ -42,6 +42,11 @@ func (p *Policy) Warnings() []Warning {
 	for _, pattern := range p.names.patterns {
 		add(fieldAllow, pattern.entry, shared(pattern))
 		add(fieldAllow, pattern.entry, p.nameWithoutEffect(pattern))
+	}
+	if p.rules != nil {
+		for _, host := range p.rules.changed {
+			add(fieldRules, host.entry, p.ruleWithoutEffect(host))
+		}
 	}
 	return found
 }
@@ -107,6 +112,19 @@ func (p *Policy) nameWithoutEffect(n pattern) string {
 		return fmt.Sprintf("has no effect: %s in %s opens all addresses", all, fieldAllow)
 	}
 	return ""
+}
+
+// ruleWithoutEffect finds that no request to a host with a rule can be made.
+func (p *Policy) ruleWithoutEffect(host pattern) string {
+	if p.others().Verdict == Allow || p.allow.Size() > 0 {
+		return ""
+	}
+	for _, n := range p.names.patterns {
+		if n.covers(host) || host.covers(n) {
+			return ""
+		}
+	}
+	return "has no effect: a rule opens nothing, and " + fieldAllow + " does not name it"
 }
 
 // shared warns of wildcards over a domain in which strangers get names.

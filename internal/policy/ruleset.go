@@ -52,7 +52,8 @@ type ruleset struct {
 	opens bool // some name
 	// terminated are the hosts with rules on HTTPS, in the order of the document.
 	terminated []string
-	secrets    []string // the names of all, sorted
+	secrets    []string  // the names of all, sorted
+	changed    []pattern // the hosts of E2B's shape, in the order of the document
 }
 
 // hosted are the rules for the hosts that one pattern covers and no narrower
