@@ -64,7 +64,7 @@ func TestCubeSandbox(t *testing.T) {
 	// Updates, in their spelling.
 	ask("PUT", path+"/network", `{"allowOut":["1.1.1.1"],"allowInternetAccess":false}`, 204)
 	expect(t, s, withUpload(t, box), []string{"1.1.1.1"}, []string{"8.8.8.8"})
-	ask("PUT", path+"/network", `{"rules":[{"name":"r","match":{"host":"x.test"},"action":{"allow":true}}]}`, 400)
+	ask("PUT", path+"/network", `{"rules":[{"name":"r","match":{"host":"x.test"},"action":{"allow":"yes"}}]}`, 400)
 	ask("PUT", path+"/network", `{"allowPublicTraffic":true}`, 400)
 	ask("POST", path+"/timeout", `{"timeout":-1}`, 400)
 	ask("DELETE", path, ``, 204)

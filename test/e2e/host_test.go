@@ -125,14 +125,14 @@ func TestLimitsHold(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, c := range []struct{ what, line, refusal string }{
-		{"3000 processes", "for i in $(seq 3000); do sleep 20 & done", "Resource temporarily unavailable"},
+		{"more processes than it may have", "for i in $(seq 1100); do sleep 60 & done", "Resource temporarily unavailable"},
 		{
 			"more than the disk and the memory",
 			fmt.Sprintf("dd if=/dev/zero of=/tmp/big bs=1M count=%d", detail.DiskSizeMB+detail.MemoryMB), "No space left",
 		},
 		{
-			"twice the memory",
-			fmt.Sprintf(`python3 -c 'b = bytearray(%d << 20); [0 for i in range(0, len(b), 4096) if b.__setitem__(i, 1)]'`, 2*detail.MemoryMB), "MemoryError",
+			"more memory than memory and disk together",
+			fmt.Sprintf(`python3 -c 'b = bytearray(%d << 20); [0 for i in range(0, len(b), 4096) if b.__setitem__(i, 1)]'`, detail.MemoryMB+detail.DiskSizeMB+128), "MemoryError",
 		},
 	} {
 		greedy := s.Create(t, api.NewSandbox{})
