@@ -16,6 +16,10 @@
 // gets from outside are answers only, and from the node itself whatever the node
 // begins.
 //
+// Where a policy has names, or more that addresses cannot decide, flows are
+// redirected at their first packet to the Doors, behind which the proxy and the
+// resolver are (redirect.go). Of all other flows Watch tells what became.
+//
 // Everything fails closed: a slot is born with rules that drop all, a change
 // that fails leaves the rules as they were, and the rules stay in force when
 // the process dies.

@@ -177,7 +177,7 @@ func (n *Network) checkRanges() error {
 	}
 	for _, r := range routes {
 		prefix, ok := netipx.FromStdIPNet(r.Dst)
-		if !ok || r.Type == unix.RTN_UNREACHABLE || !inside(n.range4, prefix) && !inside(n.range6, prefix) && !n.doors.has(prefix.Addr()) {
+		if !ok || r.Type == unix.RTN_UNREACHABLE || !inside(n.range4, prefix) && !inside(n.range6, prefix) {
 			continue
 		}
 		link, err := netlink.LinkByIndex(r.LinkIndex)
@@ -187,7 +187,7 @@ func (n *Network) checkRanges() error {
 		if err != nil {
 			return fmt.Errorf("find the interface of route %v: %w", prefix, err)
 		}
-		if _, ours := n.indexOfIf(link.Attrs().Name); !ours && link.Attrs().Name != loopback {
+		if _, ours := n.indexOfIf(link.Attrs().Name); !ours {
 			return fmt.Errorf("the addresses of the slots are in use: %v is routed to %s", prefix, link.Attrs().Name)
 		}
 	}
