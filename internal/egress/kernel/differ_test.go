@@ -111,7 +111,7 @@ func (r *reader) matches(text string, p packet) bool {
 	switch {
 	case text == "counter", strings.HasPrefix(text, "iifname"), text == "ct state new", strings.HasPrefix(text, "tcp option"):
 		return true
-	case strings.HasPrefix(text, "oifname"), strings.HasPrefix(text, "ct state"), strings.HasPrefix(text, "limit rate over"), text == "ct direction reply":
+	case strings.HasPrefix(text, "oifname"), strings.HasPrefix(text, "ct state"), strings.HasPrefix(text, "limit rate over"), strings.HasPrefix(text, "add @flows"), text == "ct direction reply":
 		return false
 	case text == "ct status dnat":
 		return p.redirected
