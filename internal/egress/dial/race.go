@@ -36,54 +36,54 @@ type attempt struct {
 	err  error
 }
 
-// race tries the addresses one after the other and returns the first
-// connection, or the first telling error if none succeeds. An address gets
-// company when it has not answered after a while, and a successor when it has failed.
-// The attempts that lost are cancelled; each ends by itself then.
+// race tries the addresses, of which there is at least one, one after the other
+// and returns the first connection, or the first telling error if none succeeds.
+// An address that has failed is followed by the others, and one that has not
+// answered after a while joined by them. The attempts that lost are cancelled;
+// each ends by itself then.
+//
+// The first attempt is made right here: nearly always it is the only one.
 func (d *Dialer) race(ctx context.Context, addrs []netip.Addr, port uint16) (*net.TCPConn, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	// Has room for all, so that nobody waits to deliver.
-	ended := make(chan attempt, len(addrs))
-	next := time.NewTimer(0)
-	defer next.Stop()
-	var first error
-	for running, left := 0, addrs; running > 0 || len(left) > 0; {
-		start := next.C
-		if len(left) == 0 {
-			start = nil
-		}
-		select {
-		case <-start:
-			addr := netip.AddrPortFrom(left[0], port)
-			left = left[1:]
-			running++
-			go func() {
-				conn, err := d.connect(ctx, addr)
-				ended <- attempt{conn, err}
-			}()
-			next.Reset(stagger)
-		case a := <-ended:
-			running--
-			if a.err == nil {
-				go discard(ended, running)
-				return a.conn, nil
-			}
-			// That the node has no IPv6 says less than what IPv4 came to.
-			if first == nil || kindOf(first) == Unreachable {
-				first = a.err
-			}
-			next.Reset(0)
-		}
+	addr, others := netip.AddrPortFrom(addrs[0], port), addrs[1:]
+	if len(others) == 0 {
+		return d.connect(ctx, addr)
 	}
-	return nil, first
+	own, giveUp := context.WithCancel(ctx)
+	defer giveUp()
+	theirs, cancel := context.WithCancel(ctx)
+	defer cancel()
+	joined := make(chan attempt, 1)
+	company := time.AfterFunc(stagger, func() {
+		conn, err := d.race(theirs, others, port)
+		if err == nil {
+			giveUp()
+		}
+		joined <- attempt{conn, err}
+	})
+	conn, err := d.connect(own, addr)
+	alone := company.Stop()
+	if err == nil {
+		if !alone {
+			go discard(joined)
+		}
+		return conn, nil
+	}
+	var rest attempt
+	if alone {
+		rest.conn, rest.err = d.race(ctx, others, port)
+	} else {
+		rest = <-joined
+	}
+	// That the node has no IPv6 says less than what IPv4 came to.
+	if rest.err != nil && kindOf(err) != Unreachable {
+		rest.err = err
+	}
+	return rest.conn, rest.err
 }
 
-// discard closes the connections that came too late.
-func discard(ended <-chan attempt, running int) {
-	for range running {
-		if a := <-ended; a.conn != nil {
-			a.conn.Close()
-		}
+// discard closes a connection that came too late.
+func discard(joined <-chan attempt) {
+	if late := <-joined; late.conn != nil {
+		late.conn.Close()
 	}
 }
