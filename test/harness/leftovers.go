@@ -79,7 +79,11 @@ func (s *Server) removeGroups() error {
 func (s *Server) groups() (dirs []string, err error) {
 	sum := sha256.Sum256([]byte(s.DataDir))
 	name := "moat-" + hex.EncodeToString(sum[:3]) // as internal/app names them
-	for _, pattern := range []string{"*/" + name + "/*", name + "/*", "*/" + name, name} {
+	shared := name + "-ns"                        // as internal/sandbox/namespaces does
+	for _, pattern := range []string{
+		"*/" + name + "/*", name + "/*", "*/" + name, name,
+		"*/" + shared + "/*", shared + "/*", "*/" + shared, shared,
+	} {
 		found, err := filepath.Glob(filepath.Join(cgroupRoot, pattern))
 		if err != nil {
 			return nil, err

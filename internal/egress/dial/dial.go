@@ -129,15 +129,17 @@ func (d *Dialer) connect(ctx context.Context, addr netip.AddrPort) (*net.TCPConn
 	if err := egress.Judge(d.never, addr.Addr()); err != nil {
 		return nil, &attemptError{addr, err}
 	}
-	var conn *net.TCPConn
+	var conn net.Conn
 	err := d.enter(func() (err error) {
-		conn, err = d.net.DialTCP(ctx, "tcp", netip.AddrPort{}, addr)
+		// Not DialTCP: it binds the socket first, even to no address, and takes a
+		// port for itself that connections to other addresses could share.
+		conn, err = d.net.DialContext(ctx, "tcp", addr.String())
 		return err
 	})
 	if err != nil {
 		return nil, &attemptError{addr, err}
 	}
-	return conn, nil
+	return conn.(*net.TCPConn), nil // what dialling "tcp" gives
 }
 
 // control judges the address that the socket is about to connect to.

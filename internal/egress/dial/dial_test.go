@@ -336,3 +336,23 @@ func TestNewRefuses(t *testing.T) {
 		}
 	}
 }
+
+// Connections to different addresses share the node's ports: there are more of
+// them than ports.
+func TestPortsAreShared(t *testing.T) {
+	l := newLab(t)
+	const script = `echo "40000 40003" >/proc/sys/net/ipv4/ip_local_port_range`
+	if out, err := l.Node.Command(t.Context(), "sh", "-c", script).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	d := newDialer(t, l, dial.Config{})
+	for range 4 {
+		for _, addr := range []string{"93.184.216.34:80", "93.184.216.35:80", "9.9.9.9:80"} {
+			conn, err := d.DialAddr(t.Context(), netip.MustParseAddrPort(addr))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+		}
+	}
+}
