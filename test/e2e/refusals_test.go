@@ -78,9 +78,9 @@ func TestBadInputIsRefusedInWords(t *testing.T) {
 		{"POST", "/sandboxes", `{"templateID":"base","secure":false,"network":{"allowPublicTraffic":false}}`, 400, []string{"without public access"}},
 		{"POST", "/v2/sandboxes", `{"templateID":"base","network":{"maskRequestHost":"http://localhost"}}`, 400, []string{"mask request host is not valid"}},
 		{"POST", "/sandboxes", `{"templateID":"base","secure":false,"network":{"allowPublicTraffic":false}}`, 400, []string{"secure"}},
-		{"POST", "/v2/sandboxes", `{"templateID":"base","network":{"rules":{"example.com":[{"transform":{"headers":{"Host":"y"}}}]}}}`, 400, []string{"rules", "example.com", "Host"}},
-		{"POST", "/v2/sandboxes", `{"templateID":"base","network":{"rules":{"*":[{"transform":{"headers":{"X":"y"}}}]}}}`, 400, []string{"rules", "*"}},
-		{"POST", "/v2/sandboxes", `{"templateID":"base","network":{"rules":{"example.com":[{"transform":{"headers":{"X":"${e2b.secrets.NONE}"}}}]}}}`, 400, []string{"NONE"}},
+		{"POST", "/v2/sandboxes", `{"templateID":"base","network":{"rules":{"example.com":[{"transform":{"headers":{"Host":"y"}}}]}}}`, 400, []string{"example.com", "Host"}},
+		{"POST", "/v2/sandboxes", `{"templateID":"base","network":{"rules":{"*":[{"transform":{"headers":{"X":"y"}}}]}}}`, 400, []string{"Rule domain", "*"}},
+		{"POST", "/v2/sandboxes", `{"templateID":"base","network":{"rules":{"example.com":[{"transform":{"headers":{"X":"${e2b.secrets.NONE}"}}}]}}}`, 400, []string{"network.rules", "none"}},
 		{"POST", "/v2/sandboxes", `{"templateID":"base","network":{"rules":{"example.com":[{"transform":{"headers":{"X":"${e2b.identity.tokens.a}"}}}]}}}`, 400, []string{"identity"}},
 
 		// Sandboxes that do not exist, or cannot.
