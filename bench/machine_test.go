@@ -84,15 +84,20 @@ func BenchmarkMemory(b *testing.B) {
 // batch is how many sandboxes are measured together.
 const batch = 20
 
+// idleAfter is when a sandbox counts as idle.
+const idleAfter = 4 * time.Second
+
 // batchMemory returns by how much the set sizes grow, and the available memory
 // shrinks, with a batch of sandboxes, after a first one, which pays for what all
 // share.
 func batchMemory(b *testing.B, s *harness.Server, template string) (pssGrown, availableLess int64) {
 	s.Create(b, api.NewSandbox{TemplateID: template})
+	time.Sleep(idleAfter)
 	before, left := pss(b, descendants(b, s.PID())), available(b)
 	for range batch {
 		s.Create(b, api.NewSandbox{TemplateID: template})
 	}
+	time.Sleep(idleAfter)
 	pssGrown, availableLess = pss(b, descendants(b, s.PID()))-before, left-available(b)
 	killAll(b, s)
 	return pssGrown, availableLess

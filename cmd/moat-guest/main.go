@@ -15,6 +15,7 @@ import (
 	"runtime/debug"
 	"strconv"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -23,6 +24,9 @@ import (
 )
 
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// trimAfter is when the daemon gives back what its start has used up.
+const trimAfter = 2 * time.Second
 
 // The daemon changes the rights of threads for a while. The main thread stands
 // for the whole process in the eyes of others, so it never serves anything else.
@@ -51,6 +55,7 @@ func main() {
 func run(addr, setupFile string, log *slog.Logger) error {
 	// Small rather than fast: there are many of us on one machine.
 	debug.SetGCPercent(50)
+	time.AfterFunc(trimAfter, debug.FreeOSMemory)
 	syscall.Umask(0o022)
 	// Nobody but root may look into this process, which holds the token.
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {

@@ -53,9 +53,9 @@ func settle(args []string) error {
 		if err := closeStrays(args); err != nil {
 			return fmt.Errorf("close inherited files: %w", err)
 		}
+		collectLater()
 	}
 	if name == sentryName {
-		collectLater()
 		leaveOutTracePoints()
 		if err := useSmallUmounter(); err != nil {
 			return err

@@ -12,21 +12,22 @@ import (
 )
 
 const (
-	// bootHeap is how much memory a sentry may use before it collects garbage
-	// for the first time, in bytes. A boot stays below it.
+	// bootHeap is how much memory a sentry or gofer may use before it collects
+	// garbage for the first time, in bytes. A boot stays below it.
 	bootHeap = 32 << 20
 	// bootTime is after which time garbage is collected as usual.
 	bootTime = 2 * time.Second
 )
 
-// collectLater keeps a sentry from collecting garbage while it boots: nearly
-// all that it has allocated then stays.
+// collectLater keeps a sentry or gofer from collecting garbage while it boots.
+// Somewhat later, when nobody waits for it, all of it is given back at once.
 func collectLater() {
 	usual := debug.SetGCPercent(-1)
 	debug.SetMemoryLimit(bootHeap)
 	time.AfterFunc(bootTime, func() {
 		debug.SetGCPercent(usual)
 		debug.SetMemoryLimit(math.MaxInt64)
+		debug.FreeOSMemory()
 	})
 }
 
