@@ -160,6 +160,8 @@ func fieldName(p jsontext.Pointer) string {
 
 func kindName(k jsontext.Kind) string {
 	switch k {
+	case '{':
+		return "an object"
 	case '[':
 		return "a list"
 	case '"':
@@ -178,6 +180,9 @@ func valueAt(raw []byte, offset int64) string {
 	value, err := jsontext.NewDecoder(bytes.NewReader(raw[offset:])).ReadValue()
 	if err != nil {
 		return "something else"
+	}
+	if kind := value.Kind(); len(value) > len("[]") && (kind == '{' || kind == '[') {
+		return kindName(kind) // credentials may be in it
 	}
 	return clip(string(value))
 }

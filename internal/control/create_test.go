@@ -226,7 +226,7 @@ var badCreates = []struct{ body, text string }{
 	{`{"templateID":"base","network":{"ports":{"http":"private"}}}`, `network.ports: "http" is not a port`},
 	{`{"templateID":"base","network":{"ports":{"0":"private"}}}`, "network.ports: 0 is not a port"},
 	{`{"templateID":"base","network":{"ports":{"49983":"public"}}}`, "network.ports: 49983 is the port of the sandbox's own daemon"},
-	{`{"templateID":"base","network":{"ports":["80"]}}`, `network.ports must be an object, got ["80"]`},
+	{`{"templateID":"base","network":{"ports":["80"]}}`, `network.ports must be an object, got a list`},
 	{`{"templateID":"base","ports":{"80":"private"}}`, "ports has no effect here"},
 }
 

@@ -67,6 +67,15 @@ func TestNetworkRulesRefusals(t *testing.T) {
 			t.Errorf("a refusal repeats a secret: %s %s", created.body, updated.body)
 		}
 	}
+	for body, text := range map[string]string{
+		`{"templateID":"base","network":[{"rules":["hunter2"]}]}`:               "network must be an object, got a list",
+		`{"templateID":"base","network":{"allowOut":{"rules":["hunter2"]}}}`:    "network.allowOut must be a list, got an object",
+		`{"templateID":"base","network":{"allowOut":[{"password":"hunter2"}]}}`: "network.allowOut[0] must be a string, got an object",
+	} {
+		if refusal := r.send(keyA, "POST", "/v2/sandboxes", body).want(http.StatusBadRequest, text); strings.Contains(refusal.body, "hunter2") {
+			t.Errorf("a refusal repeats a secret: %s", refusal.body)
+		}
+	}
 	r.send(keyA, "POST", "/v2/sandboxes", `{"templateID":"base","rules":{}}`).want(http.StatusBadRequest, "rules has no effect here: it belongs inside network")
 	if strings.Contains(r.log.String(), "hunter2") {
 		t.Error("the log repeats a secret")
