@@ -1,7 +1,9 @@
 package e2e
 
 import (
+	"encoding/json"
 	"fmt"
+	"net/http"
 	"slices"
 	"strings"
 	"testing"
@@ -115,5 +117,33 @@ func TestAttack40SecretToAnotherAddress(t *testing.T) {
 				t.Errorf("%s: %v at %v got the secret", name, r.Host, r.To)
 			}
 		}
+	}
+}
+
+// A sandbox that had no rules when it was made trusts the authority as soon as
+// there are some; connections that pass unseen end then, and the next request
+// has the header.
+func TestRulesComeLater(t *testing.T) {
+	s := withKey(t)
+	box := s.Create(t, only("example.com"))
+	box.MustRun(t, "curl -sSf https://example.com/")
+	box.Start(t, "curl -sN 'https://example.com/events/1000?every=1s' >/tmp/events; echo ended >/tmp/ended")
+	s.Wait("events arrive", func() bool { return box.Run(t, "test -s /tmp/events").Code == 0 })
+	rules, err := json.Marshal(keyed().Network)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if answer := s.Request(t, http.MethodPut, "/sandboxes/"+box.ID+"/network", string(rules)); answer.Status != http.StatusNoContent {
+		t.Fatalf("update: %+v", answer)
+	}
+	s.Wait("the unseen connection ends", func() bool { return box.Run(t, "test -e /tmp/ended").Code == 0 })
+	from := len(s.Lab.Requests())
+	box.MustRun(t, "curl -sSf https://example.com/; node -e 'fetch(\"https://example.com/\").then(r => r.text()).then(console.log)'")
+	arrived := s.Lab.Requests()[from:]
+	if len(arrived) != 2 {
+		t.Errorf("%d requests arrived, want 2", len(arrived))
+	}
+	for _, r := range arrived {
+		expectKey(t, "after the update", "example.com", r)
 	}
 }
