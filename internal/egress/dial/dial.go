@@ -58,6 +58,9 @@ type Dialer struct {
 	// enter calls connect inside the network namespace to dial from; tests set
 	// it to their laboratory's.
 	enter func(connect func() error) error
+	// elsewhere refuses connections to the node itself. Tests whose servers are
+	// there replace it.
+	elsewhere func(*net.TCPConn) error
 }
 
 // New returns a dialler.
@@ -74,10 +77,11 @@ func New(cfg Config) (*Dialer, error) {
 		cfg.Timeout = DefaultTimeout
 	}
 	d := &Dialer{
-		resolver: cfg.Resolver,
-		never:    cfg.Never,
-		timeout:  cfg.Timeout,
-		enter:    func(connect func() error) error { return connect() },
+		resolver:  cfg.Resolver,
+		never:     cfg.Never,
+		timeout:   cfg.Timeout,
+		enter:     func(connect func() error) error { return connect() },
+		elsewhere: elsewhere,
 	}
 	d.net = net.Dialer{KeepAliveConfig: keepAlive, ControlContext: d.control}
 	return d, nil
@@ -139,7 +143,27 @@ func (d *Dialer) connect(ctx context.Context, addr netip.AddrPort) (*net.TCPConn
 	if err != nil {
 		return nil, &attemptError{addr, err}
 	}
-	return conn.(*net.TCPConn), nil // what dialling "tcp" gives
+	tcp := conn.(*net.TCPConn) // what dialling "tcp" gives
+	if err := d.elsewhere(tcp); err != nil {
+		return nil, &attemptError{addr, errors.Join(err, tcp.Close())}
+	}
+	return tcp, nil
+}
+
+// elsewhere refuses a connection to the node itself, by an address that it had not
+// when the table was made. The kernel gives such a connection the same address
+// on both ends. Nothing has been sent over it.
+func elsewhere(conn *net.TCPConn) error {
+	local, here := conn.LocalAddr().(*net.TCPAddr)
+	remote, there := conn.RemoteAddr().(*net.TCPAddr)
+	if here && there && !local.IP.Equal(remote.IP) {
+		return nil
+	}
+	forbidden := &egress.ForbiddenError{Why: "an address of the machine that runs the sandbox"}
+	if there {
+		forbidden.Addr = remote.AddrPort().Addr().Unmap()
+	}
+	return forbidden
 }
 
 // control judges the address that the socket is about to connect to.

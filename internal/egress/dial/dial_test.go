@@ -253,6 +253,42 @@ func TestAttack16TheNodeItself(t *testing.T) {
 	}
 }
 
+// The node may get addresses that are in no table.
+func TestAttack16AddressOfTheNodeThatNobodyKnows(t *testing.T) {
+	l := newLab(t)
+	ln, err := l.Node.Listen("tcp", fmt.Sprintf(":%d", nodeListenPort))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	heard := make(chan int, 2)
+	go func() {
+		for {
+			conn, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			n, _ := conn.Read(make([]byte, 1))
+			conn.Close()
+			heard <- n
+		}
+	}()
+	never, err := policy.NewNever(nil, []netip.Prefix{netip.PrefixFrom(lab.NodeIP4, 24), netip.PrefixFrom(lab.NodeIP6, 64)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := newDialer(t, l, dial.Config{Never: never, Resolver: names{
+		"four.example": {lab.NodeIP4.String()}, "six.example": {lab.NodeIP6.String()},
+	}})
+	for _, name := range []string{"four.example", "six.example"} {
+		conn, err := d.DialName(t.Context(), name, nodeListenPort)
+		checkForbidden(t, name, conn, err)
+		if n := <-heard; n != 0 {
+			t.Errorf("%s: something was sent", name)
+		}
+	}
+}
+
 // Forbidden addresses do not keep a name from its others.
 func TestForbiddenAddressesAreSkipped(t *testing.T) {
 	l := newLab(t)

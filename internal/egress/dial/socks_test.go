@@ -47,6 +47,7 @@ func newPrivateLab(t *testing.T, known names) (*lab.Lab, *dial.Dialer) {
 		t.Fatal(err)
 	}
 	dial.Inside(d, l.Node.Do)
+	dial.Anywhere(d)
 	return l, d
 }
 
