@@ -27,7 +27,6 @@ type way struct {
 	name   string
 	source netip.Addr // where the client connects from; not valid for any
 	proxy  string     // the proxy that the client names; empty for none
-	addr   string     // what the client connects to, if it is not the server
 	ca     []byte     // whom the client trusts
 	cmd    *lab.Cmd   // nil for none
 }
