@@ -28,8 +28,9 @@ type exchange struct {
 	received   int64 // bytes of the request, without its body
 	sentBefore int64 // session.sent when it began
 
-	remote netip.AddrPort // of the server
-	status int            // of the answer
+	carried bool           // there was a connection to send it over
+	remote  netip.AddrPort // of the server
+	status  int            // of the answer
 
 	// Guarded by outMu.
 	final     bool // the final answer has begun
@@ -189,6 +190,9 @@ func (x *exchange) record() {
 		r.Method = x.request.Method
 		path, _, _ := strings.Cut(x.request.Target, "?")
 		r.Path = strings.Clone(path) // does not keep the query in memory
+	}
+	if !x.carried {
+		x.change = rewrite.Change{}
 	}
 	x.flow.recordRequest(x.verdict, x.change, r)
 }

@@ -148,6 +148,7 @@ func (e *certificateError) Reason() string {
 	var unknown x509.UnknownAuthorityError
 	var other x509.HostnameError
 	var invalid x509.CertificateInvalidError
+	var remote *net.OpError
 	switch {
 	case errors.As(e.err, &unknown):
 		return fmt.Sprintf("the certificate of %v is signed by nobody whom this server trusts", e.name)
@@ -157,6 +158,10 @@ func (e *certificateError) Reason() string {
 		return fmt.Sprintf("the certificate of %v is not valid: %v", e.name, invalid)
 	case isTimeout(e.err):
 		return fmt.Sprintf("%v does not answer in TLS", e.name)
+	case errors.Is(e.err, errOtherProtocol):
+		return fmt.Sprintf("%v does not speak HTTP/2", e.name)
+	case errors.As(e.err, &remote) && remote.Op == "remote error":
+		return fmt.Sprintf("%v refuses the TLS handshake: %v", e.name, remote.Err)
 	}
 	return fmt.Sprintf("the TLS handshake with %v failed", e.name)
 }

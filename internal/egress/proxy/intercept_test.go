@@ -203,7 +203,7 @@ func TestAttack40UnverifiedServer(t *testing.T) {
 		if arrived.Load() != 0 {
 			t.Errorf("HTTP/%d: a request arrived", version)
 		}
-		if r := b.records(t, 1)[0]; r.Status != 502 || !strings.Contains(r.Reason, "certificate") {
+		if r := b.records(t, 1)[0]; r.Status != 502 || r.Injected != nil || !strings.Contains(r.Reason, "certificate") {
 			t.Errorf("HTTP/%d: record %+v", version, r)
 		}
 	}
@@ -464,5 +464,18 @@ func TestProtocolIsTheServers(t *testing.T) {
 	conn := tls.Client(b.tls(t), &tls.Config{ServerName: "example.com", RootCAs: w.trusted(), NextProtos: []string{"ftp"}})
 	if err := conn.HandshakeContext(t.Context()); err == nil {
 		t.Error("a protocol that nobody can look into was agreed on")
+	}
+}
+
+// A client that insists on a protocol is told that the server does not speak it.
+func TestServerWithoutTheProtocol(t *testing.T) {
+	w := newWorld(t, proxy.Limits{})
+	var arrived atomic.Int64
+	w.secure(t, "example.com", func(http.ResponseWriter, *http.Request) { arrived.Add(1) }) // HTTP/1.1 only
+	b := w.box(t, 1)
+	b.change(t, withKey("example.com"))
+	status, body := get(t, b.https(t, 2), "https://example.com/")
+	if status != http.StatusBadGateway || !strings.Contains(body, "no application protocol") && !strings.Contains(body, "does not speak HTTP/2") || arrived.Load() != 0 {
+		t.Errorf("%d %s", status, body)
 	}
 }

@@ -178,6 +178,6 @@ func (x *exchange) host() string {
 
 // gotConn learns which connection the request goes over.
 func (x *exchange) gotConn(info httptrace.GotConnInfo) {
-	x.remote = remoteOf(info.Conn)
+	x.carried, x.remote = true, remoteOf(info.Conn)
 	x.flow.connected(x.verdict.visit, x.remote)
 }

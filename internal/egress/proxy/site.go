@@ -212,7 +212,7 @@ func (s *site) take(protocol string) (net.Conn, error) {
 	return conn, nil
 }
 
-var errOtherProtocol = errors.New("the server speaks HTTP/2 no more")
+var errOtherProtocol = errors.New("the server does not speak HTTP/2")
 
 // dial connects, by the policy that is in force now, and has the server prove
 // its name.

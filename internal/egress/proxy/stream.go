@@ -34,6 +34,7 @@ type stream struct {
 	change  rewrite.Change
 	site    *site // while the answer is under way
 
+	carried  bool           // there was a connection to send it over
 	remote   netip.AddrPort // of the server
 	status   int            // of the answer
 	up, down atomic.Int64   // bytes of the bodies
@@ -219,7 +220,7 @@ func (x *stream) outgoing(ctx context.Context) *http.Request {
 	}
 	trace := &httptrace.ClientTrace{
 		GotConn: func(info httptrace.GotConnInfo) {
-			x.remote = remoteOf(info.Conn)
+			x.carried, x.remote = true, remoteOf(info.Conn)
 			x.flow.connected(x.verdict.visit, x.remote)
 		},
 		Got1xxResponse: x.interim,
@@ -362,6 +363,9 @@ func (x *stream) explain(status int, what, reason string) {
 func (x *stream) record() {
 	x.verdict.overrule(x.flow.finish(x.verdict.visit))
 	path, _, _ := strings.Cut(x.request.RequestURI, "?")
+	if !x.carried {
+		x.change = rewrite.Change{}
+	}
 	x.flow.recordRequest(x.verdict, x.change, audit.Record{
 		Time: x.began, Protocol: audit.HTTP, Dst: x.remote, Status: x.status, Intercepted: true,
 		Method: x.request.Method, Path: strings.Clone(path),
