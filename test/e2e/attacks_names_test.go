@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -39,6 +40,7 @@ func TestAttacksOnNames(t *testing.T) {
 		{"TestAttack10AddressNotations", attack10},
 		{"TestAttack11NoUsableName", attack11},
 		{"TestAttack12SplitClientHello", attack12},
+		{"TestAttack13SharedHosting", attack13},
 		{"TestAttack12ClientHelloThatNeverEnds", func(t *testing.T, _ *harness.Server, _ *harness.Box) {
 			_ = slow.SetDeadline(began.Add(time.Minute))
 			text, err := io.ReadAll(slow)
@@ -238,6 +240,23 @@ func attack11(t *testing.T, s *harness.Server, box *harness.Box) {
 	reply := lookup(t, box, "udp", "8.8.8.8:53", "hidden.test", dns.TypeHTTPS)
 	if len(reply.Answer) != 1 || !strings.HasSuffix(reply.Answer[0].String(), `1 . alpn="h2,h3" ipv4hint="93.184.216.34"`) {
 		t.Errorf("the HTTPS record: %v", reply.Answer)
+	}
+}
+
+// A wildcard over a place where everybody may put something is accepted, with a
+// warning.
+func attack13(t *testing.T, s *harness.Server, _ *harness.Box) {
+	box := s.Create(t, only("*.github.io", "*.s3.amazonaws.com", "*.github.com"))
+	state, err := s.Client().Network(t.Context(), box.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var warned []string
+	for _, w := range state.Warnings {
+		warned = append(warned, w.Entry)
+	}
+	if want := []string{"*.github.io", "*.s3.amazonaws.com"}; !slices.Equal(warned, want) {
+		t.Errorf("warned about %v, want %v", warned, want)
 	}
 }
 
