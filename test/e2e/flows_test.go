@@ -69,6 +69,36 @@ func TestFlows(t *testing.T) {
 	}
 }
 
+// TestDirectFlows: what the kernel decides by itself is recorded too, refused
+// flows at once and allowed ones with what they carried.
+func TestDirectFlows(t *testing.T) {
+	s := harness.Start(t, harness.Options{})
+	box := withProber(t, s, only("1.1.1.1"))
+	expect(t, s, box, []string{"1.1.1.1"}, []string{"8.8.8.8"})
+	for _, protocol := range []string{"tcp", "udp", "icmp"} {
+		f := flowsOf(t, s, box.ID, client.FlowFilter{Protocol: protocol, Address: "8.8.0.0/16", Verdict: "deny"})[0]
+		if f.Address != "8.8.8.8" || f.Entry != "0.0.0.0/0" || f.Reason != "8.8.8.8 is in denyOut entry 0.0.0.0/0" || f.Generation != 1 || f.BytesDown != 0 {
+			t.Errorf("refused %s is recorded as %+v", protocol, f)
+		}
+	}
+	box.MustRun(t, "curl -sS http://1.1.1.1/")
+	passed := flowsOf(t, s, box.ID, client.FlowFilter{Protocol: "tcp", Address: "1.1.1.1", Verdict: "allow"})
+	s.Wait("the request's flow has ended and is recorded", func() bool {
+		passed = flowsOf(t, s, box.ID, client.FlowFilter{Protocol: "tcp", Address: "1.1.1.1", Verdict: "allow"})
+		return slices.ContainsFunc(passed, func(f api.FlowRecord) bool { return f.Port == 80 && f.BytesUp > 0 && f.BytesDown > 0 })
+	})
+	answer, err := s.Client().Explain(t.Context(), box.ID, api.Question{Candidate: &api.NetworkUpdate{Network: *network([]string{"8.8.8.8"}, everything)}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	swapped := func(flows []api.ReplayedFlow, address string) bool {
+		return slices.ContainsFunc(flows, func(f api.ReplayedFlow) bool { return f.Address == address && f.Protocol == "tcp" })
+	}
+	if !swapped(answer.Replay.Refused, "1.1.1.1") || !swapped(answer.Replay.Allowed, "8.8.8.8") {
+		t.Errorf("replayed as %+v", answer.Replay)
+	}
+}
+
 // TestFollowFlows follows a log over a restart of the server, which is told of,
 // to the end of the sandbox.
 func TestFollowFlows(t *testing.T) {
