@@ -37,11 +37,11 @@ func explainNetwork(c *call) error {
 	if err := refuseUnknown("", body.Rest); err != nil {
 		return err
 	}
-	asked, any, err := readQuestion(body.Question)
+	asked, given, err := readQuestion(body.Question)
 	if err != nil {
 		return err
 	}
-	if !any && body.Candidate == nil {
+	if !given && body.Candidate == nil {
 		return badRequest("one of url, host, address and candidate is needed")
 	}
 	record, err := c.sandbox()
@@ -58,14 +58,14 @@ func explainNetwork(c *call) error {
 		return err
 	}
 	answer := api.Explanation{Generation: record.Generation}
-	if any {
+	if given {
 		decision := asked.decide(compiled)
 		answer.Decision, answer.Grant = decision.view(), grantOf(record, decision.Decision, now)
 	}
 	if body.Candidate == nil {
 		return c.reply(http.StatusOK, answer)
 	}
-	if any {
+	if given {
 		decision := asked.decide(candidate).view()
 		answer.Candidate = &decision
 	}
@@ -112,7 +112,7 @@ func (q question) decideFlow(p *policy.Policy) policy.Decision {
 }
 
 // readQuestion reads what is asked, if anything is.
-func readQuestion(body api.Question) (q question, any bool, err error) {
+func readQuestion(body api.Question) (q question, given bool, err error) {
 	method, err := readMethod(body.Method)
 	if err != nil {
 		return q, false, err

@@ -88,6 +88,7 @@ func (c *call) followFlows(f audit.Filter) error {
 		err := out.next(ctx, follower)
 		if errors.Is(err, audit.ErrEnded) {
 			out.event(api.EventEnd, 0, api.FlowsEnd{Reason: err.Error()})
+			out.flush()
 			return nil
 		}
 	}
@@ -137,7 +138,7 @@ func (s *stream) page(page audit.Page) {
 	s.flush()
 }
 
-// event writes one event; 0 is no id.
+// event writes one event, which flush sends; 0 is no id.
 func (s *stream) event(name string, id uint64, data any) {
 	raw, err := json.Marshal(data)
 	if err != nil {
@@ -148,9 +149,6 @@ func (s *stream) event(name string, id uint64, data any) {
 		s.write(fmt.Sprintf("id: %d\n", id))
 	}
 	s.write(fmt.Sprintf("event: %s\ndata: %s\n\n", name, raw))
-	if name == api.EventEnd {
-		s.flush()
-	}
 }
 
 func (s *stream) write(text string) {
