@@ -197,6 +197,9 @@ func TestCertificatesAreTrusted(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			root := t.TempDir()
+			if err := os.MkdirAll(root+"/etc/sudoers.d", 0o755); err != nil {
+				t.Fatal(err)
+			}
 			for file, content := range c.stores {
 				path := filepath.Join(root, file)
 				if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
@@ -237,6 +240,9 @@ func TestCertificatesAreTrusted(t *testing.T) {
 			store = d.file(c.first)
 			if strings.Contains(store, one) || strings.Count(store, two) != 1 || !strings.HasPrefix(store, "SYSTEM\n") {
 				t.Errorf("the store is then %q", store)
+			}
+			if got := d.file("etc/sudoers.d/moat-extra-ca"); !strings.HasPrefix(got, "Defaults env_keep += \"AWS_CA_BUNDLE ") || !strings.HasSuffix(got, " SSL_CERT_FILE\"\n") {
+				t.Errorf("sudo is told %q", got)
 			}
 			for _, file := range []string{"etc/environment", "etc/profile.d/moat-extra-ca.sh"} {
 				if got := d.file(file); strings.Count(got, "SSL_CERT_FILE=") != 1 || !strings.Contains(got, c.first) {

@@ -33,6 +33,9 @@ const (
 	// sourceCA is where update-ca-certificates finds them again.
 	sourceCA = "usr/local/share/ca-certificates/moat-extra-ca.crt"
 
+	// sudoers is where sudo looks for more of its configuration, if it is there.
+	sudoers = "etc/sudoers.d"
+
 	trustBegin = "# Added by the sandbox: begin\n"
 	trustEnd   = "# Added by the sandbox: end\n"
 )
@@ -93,6 +96,12 @@ func (d rootDir) announce(env map[string]string) error {
 	err := d.write("etc/profile.d/moat-extra-ca.sh", script.String())
 	if err != nil {
 		return err
+	}
+	if info, err := os.Stat(filepath.Join(string(d), sudoers)); err == nil && info.IsDir() {
+		keep := "Defaults env_keep += \"" + strings.Join(slices.Sorted(maps.Keys(env)), " ") + "\"\n"
+		if err := d.write(sudoers+"/moat-extra-ca", keep); err != nil && !readOnly(err) {
+			return err
+		}
 	}
 	before, err := os.ReadFile(filepath.Join(string(d), "etc/environment"))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -225,3 +225,12 @@ func TestRefusals(t *testing.T) {
 		return r.Protocol == "http" && r.Name == "example.com" && r.Verdict == "allow" && r.Method == "GET" && r.Path == "/" && r.Status == 200 && r.Address != ""
 	})
 }
+
+// TestStrictDNS: names that may not be reached do not exist.
+func TestStrictDNS(t *testing.T) {
+	s := harness.Start(t, harness.Options{})
+	spec := only("example.com")
+	spec.Network.DNS = api.DNSStrict
+	box := s.Create(t, spec)
+	visits{"https://example.com/": "this is example.com", "https://google.com/": "exit 6"}.check(t, box)
+}

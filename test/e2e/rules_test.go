@@ -119,6 +119,14 @@ func rotate(t *testing.T, s *harness.Server, box *harness.Box) {
 	if got := arrived(s, since, "api.example.com"); len(got) != 1 || got[0].Header.Get("Authorization") != "Bearer "+rotatedValue {
 		t.Errorf("after the secret was replaced: %+v", got)
 	}
+	// Another server knows it all again, and who is in force.
+	s.Stop()
+	s.Start()
+	since = len(s.Lab.Requests())
+	box.MustRun(t, "curl -sSf https://api.example.com/")
+	if got := arrived(s, since, "api.example.com"); len(got) != 1 || got[0].Header.Get("Authorization") != "Bearer "+rotatedValue || got[0].Header.Get("X-Literal") != literalValue {
+		t.Errorf("after a restart: %+v", got)
+	}
 	if err := c.DeleteSecret(t.Context(), "openai"); err != nil {
 		t.Fatal(err)
 	}
@@ -134,7 +142,7 @@ func rotate(t *testing.T, s *harness.Server, box *harness.Box) {
 	}
 }
 
-// expectHidden looks for the values everywhere that somebody could read: in the
+// Attack 42: reading injected values back. expectHidden looks for the values everywhere that somebody could read: in the
 // sandbox, in answers of the API, in records, logs and the server's files.
 func expectHidden(t *testing.T, s *harness.Server, box *harness.Box) {
 	t.Helper()
@@ -226,6 +234,28 @@ func TestOrderedRules(t *testing.T) {
 	h := got[0].Header
 	if h.Get("Authorization") != "Bearer "+literalValue || h.Get("Cookie") != "" || h.Get("X-Api-Key") != "" || h.Get("X-Other") != "kept" || got[0].Path != "/headers?q=1" {
 		t.Errorf("arrived: %s %v", got[0].Path, h)
+	}
+}
+
+// TestSandboxTrusts: programs find the authority where they look for such, also
+// in sessions that are not the daemon's. Those that connect are in
+// TestHeadersAreSet.
+func TestSandboxTrusts(t *testing.T) {
+	s := harness.Start(t, harness.Options{})
+	box := s.Create(t, api.NewSandbox{})
+	names := []string{
+		"NODE_EXTRA_CA_CERTS", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO", "PIP_CERT",
+	}
+	for _, line := range []string{"env", "sudo env", "sudo su - user -c env"} {
+		out := box.MustRun(t, line)
+		for _, name := range names {
+			if !strings.Contains(out, name+"=/etc/") {
+				t.Errorf("%s: %s is missing from %s", line, name, out)
+			}
+		}
+	}
+	if got := box.Run(t, "keytool -list -cacerts -storepass changeit -alias moat-extra-ca-1"); !strings.Contains(got.Stdout, "trustedCertEntry") {
+		t.Errorf("Java: %+v", got)
 	}
 }
 

@@ -194,6 +194,7 @@ func addUsers(p plan, host string) error {
 	}
 	if slices.ContainsFunc([]string{"usr/bin/sudo", "usr/local/bin/sudo"}, func(name string) bool { return exists(host, name) }) {
 		p.file("etc/sudoers", sudoers, 0o440)
+		p.dir("etc/sudoers.d", 0o755)
 	}
 	return nil
 }
@@ -201,4 +202,5 @@ func addUsers(p plan, host string) error {
 const sudoers = `Defaults env_reset, !lecture
 Defaults secure_path="` + Path + `"
 root ALL=(ALL:ALL) ALL
-` + account.SudoersLine
+` + account.SudoersLine + `@includedir /etc/sudoers.d
+`
