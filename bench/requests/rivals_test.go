@@ -61,6 +61,17 @@ func rivals(b *testing.B) (*lab.Lab, []way) {
 // newBenchLab returns a laboratory and a directory for whoever works in it.
 func newBenchLab(b *testing.B) (*lab.Lab, string) {
 	b.Helper()
+	// Where Squid's account gets at it. Removed after the lab is closed: only then
+	// nobody writes there any more.
+	dir, err := os.MkdirTemp("", "moat-bench-")
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			b.Error(err)
+		}
+	})
 	l, err := lab.New(b.Context(), lab.Config{})
 	if err != nil {
 		b.Fatal(err)
@@ -70,11 +81,6 @@ func newBenchLab(b *testing.B) (*lab.Lab, string) {
 			b.Error(err)
 		}
 	})
-	dir, err := os.MkdirTemp("", "moat-bench-") // where Squid's account gets at it
-	if err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(func() { _ = os.RemoveAll(dir) })
 	if err := os.Chmod(dir, 0o777); err != nil {
 		b.Fatal(err)
 	}
