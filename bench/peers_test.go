@@ -1,10 +1,11 @@
 package bench
 
 import (
-	"bytes"
 	"fmt"
 	"maps"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -42,8 +43,12 @@ func (p peer) start(b *testing.B, node *lab.Node) bool {
 	}
 	cmd := node.Command(b.Context(), p.program, p.args...)
 	cmd.Env = harness.CleanEnv()
-	var said bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &said, &said
+	said, err := os.Create(filepath.Join(b.TempDir(), "said"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer said.Close() // the process has its own
+	cmd.Stdout, cmd.Stderr = said, said
 	run(b, cmd)
 	deadline := time.Now().Add(peerStart)
 	for ; ; <-time.After(20 * time.Millisecond) {
@@ -53,7 +58,8 @@ func (p peer) start(b *testing.B, node *lab.Node) bool {
 			return true
 		}
 		if time.Now().After(deadline) {
-			b.Fatalf("%s does not listen: %v: %s", p.name, err, said.Bytes())
+			text, _ := os.ReadFile(said.Name()) // without it the error tells less
+			b.Fatalf("%s does not listen: %v: %s", p.name, err, text)
 		}
 	}
 }
