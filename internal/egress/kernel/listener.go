@@ -61,7 +61,10 @@ func (l *listener) run(ctx context.Context, each func(message)) error {
 	}
 	buf := make([]byte, 256<<10)
 	for {
-		n, err := receive(raw, buf)
+		n, waited, err := receive(raw, buf)
+		if waited {
+			gather(ctx)
+		}
 		switch {
 		case ctx.Err() != nil:
 			return nil
@@ -77,17 +80,30 @@ func (l *listener) run(ctx context.Context, each func(message)) error {
 	}
 }
 
-// receive waits for one batch of messages.
-func receive(raw syscall.RawConn, buf []byte) (n int, err error) {
-	waiting := raw.Read(func(fd uintptr) bool {
+// gatherTime is how long messages are left to pile up after one that had to be
+// waited for. To wake for each of them costs more than all that is done with it.
+const gatherTime = time.Millisecond
+
+func gather(ctx context.Context) {
+	select {
+	case <-time.After(gatherTime):
+	case <-ctx.Done():
+	}
+}
+
+// receive returns the next batch of messages, and whether it had to wait for it.
+func receive(raw syscall.RawConn, buf []byte) (n int, waited bool, err error) {
+	failed := raw.Read(func(fd uintptr) bool {
 		for {
 			n, _, err = unix.Recvfrom(int(fd), buf, unix.MSG_DONTWAIT)
 			if !errors.Is(err, unix.EINTR) {
-				return !errors.Is(err, unix.EAGAIN)
+				again := errors.Is(err, unix.EAGAIN)
+				waited = waited || again
+				return !again
 			}
 		}
 	})
-	return n, errors.Join(waiting, err)
+	return n, waited, errors.Join(failed, err)
 }
 
 // ask sends a request and waits for its confirmation, before anything else is
