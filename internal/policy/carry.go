@@ -13,7 +13,8 @@ const (
 	CarryNone Carry = iota
 	// CarryWeb: ports 80 and 443, except to destinations allowed by address.
 	CarryWeb
-	// CarryAllWeb: ports 80 and 443, wherever to.
+	// CarryAllWeb: ports 80 and 443, wherever to. From here on UDP to port 443,
+	// which is QUIC, is denied.
 	CarryAllWeb
 	// CarryTCP: every port, wherever to.
 	CarryTCP

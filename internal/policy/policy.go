@@ -63,6 +63,7 @@ const (
 	RuleProtocol             // a protocol that is not offered, or no destination
 	RuleName                 // a flow that names cannot allow, or without a usable name
 	RuleNever                // the never-reachable table
+	RuleQUIC                 // port 443 by UDP, past a proxy that has to see what goes there
 	RuleAllowOut
 	RuleDenyOut
 	RuleRequests // a rule about requests, which alone does not end the matter
@@ -78,6 +79,8 @@ func (r Rule) String() string {
 		return "name"
 	case RuleNever:
 		return "never"
+	case RuleQUIC:
+		return "quic"
 	case RuleAllowOut:
 		return fieldAllow
 	case RuleDenyOut:
@@ -127,6 +130,10 @@ func (p *Policy) Decide(f Flow) Decision {
 	if r, never := p.never.Find(dst); never {
 		return Decision{Rule: RuleNever, why: r, flow: f}
 	}
+	// Clients that are refused QUIC at once fall back to TCP.
+	if f.Proto == UDP && f.Dst.Port() == PortHTTPS && p.Carry() >= CarryAllWeb {
+		return Decision{Rule: RuleQUIC, flow: f}
+	}
 	if entry, ok := p.allow.Lookup(dst); ok {
 		return Decision{Verdict: Allow, Rule: RuleAllowOut, Entry: entry, flow: f}
 	}
@@ -156,6 +163,8 @@ func (d Decision) Reason() string {
 			return fmt.Sprintf("%v is never reachable: %s", dst, d.why.Why)
 		}
 		return fmt.Sprintf("%v is never reachable: %s (%v)", dst, d.why.Why, d.why.Prefix)
+	case RuleQUIC:
+		return fmt.Sprintf("%v is reachable by TCP only, where the proxy sees it: QUIC would go past rules about requests and an upstream proxy", d.flow.Dst)
 	case RuleAllowOut, RuleDenyOut:
 		return fmt.Sprintf("%v is in %v entry %s", dst, d.Rule, d.Entry)
 	case RuleRequests:

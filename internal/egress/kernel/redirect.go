@@ -88,14 +88,15 @@ func redirectRules(c policy.Carry, lists []list, byDefault policy.Verdict) ([]ru
 	return nil, fmt.Errorf("what shall be carried is %v", c)
 }
 
-// undirectRules refuse packets that shall be redirected and were not: their flow
-// is older than the policy.
+// undirectRules refuse packets that shall be redirected and were not, because
+// their flow is older than the policy, and QUIC, which cannot be.
 func undirectRules(c policy.Carry) []rule {
+	quic := rule{udpTo(policy.PortHTTPS), goTo("refuse")}
 	switch c {
 	case policy.CarryAllWeb:
-		return webTo(goTo("refuse"))
+		return append(webTo(goTo("refuse")), quic)
 	case policy.CarryTCP:
-		return []rule{{isTCP(), goTo("refuse")}}
+		return []rule{{isTCP(), goTo("refuse")}, quic}
 	}
 	return nil
 }
