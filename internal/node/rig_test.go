@@ -328,7 +328,8 @@ type rigBox struct {
 	*rig
 	id    string
 	slot  kernel.Slot
-	guest *http.Server
+	start sync.Mutex   // guards the two below
+	guest *http.Server // nil before the box is started
 	door  net.Listener // closed by us: a server does not know it before it serves
 	told  api.GuestInit
 	once  sync.Once
@@ -346,13 +347,17 @@ func (b *rigBox) Start(context.Context, sandbox.StartSpec) error {
 	if err != nil {
 		return err
 	}
+	b.start.Lock()
+	defer b.start.Unlock()
 	b.door, b.guest = l, &http.Server{Handler: b.handler()}
-	go func() { _ = b.guest.Serve(l) }()
+	go func(s *http.Server) { _ = s.Serve(l) }(b.guest)
 	return nil
 }
 
 // hangUp ends the guest, if there is one.
 func (b *rigBox) hangUp() {
+	b.start.Lock()
+	defer b.start.Unlock()
 	if b.guest != nil {
 		_ = b.door.Close()
 		_ = b.guest.Close()
