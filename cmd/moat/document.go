@@ -42,8 +42,13 @@ func (d *documentFlags) network() (network api.Network, internet *bool, err erro
 	return network, internet, err
 }
 
+// update is the document in the place of another. Rules about requests are what
+// an update that does not speak of them would leave.
 func (d *documentFlags) update() (api.NetworkUpdate, error) {
 	network, internet, err := d.network()
+	if network.Rules == nil {
+		network.Rules = &api.Rules{Hosts: map[string][]api.HostRule{}}
+	}
 	return api.NetworkUpdate{Network: network, AllowInternetAccess: internet}, err
 }
 
@@ -76,7 +81,8 @@ func headerRules(lines []string) (*api.Rules, error) {
 func ruleLines(r api.Rules) (lines []string) {
 	for _, host := range slices.Sorted(maps.Keys(r.Hosts)) {
 		for _, rule := range r.Hosts[host] {
-			lines = append(lines, host+setsHeaders(slices.Sorted(maps.Keys(rule.Transform.Headers))))
+			line := host + setsHeaders(slices.Sorted(maps.Keys(rule.Transform.Headers)))
+			lines = append(lines, line+told(rule.Transform.StripCredentials, "strips credentials")+told(rule.Transform.Strict, "strict"))
 		}
 	}
 	for _, rule := range r.Ordered {
@@ -88,9 +94,16 @@ func ruleLines(r api.Rules) (lines []string) {
 		if rule.Action.Allow {
 			verdict = "allow"
 		}
-		lines = append(lines, rule.Name+": "+verdict+setsHeaders(headers))
+		lines = append(lines, rule.Name+": "+verdict+setsHeaders(headers)+told(rule.Action.StripCredentials, "strips credentials"))
 	}
 	return lines
+}
+
+func told(is bool, what string) string {
+	if !is {
+		return ""
+	}
+	return "; " + what
 }
 
 func setsHeaders(names []string) string {

@@ -55,6 +55,12 @@ func (c *cli) printState(s api.NetworkState) error {
 			t.row("rule", line)
 		}
 	}
+	if s.Network != nil && s.Network.EgressProxy != nil {
+		t.row("proxy", s.Network.EgressProxy.Address)
+	}
+	if s.Network != nil && s.Network.DNS != "" {
+		t.row("dns", string(s.Network.DNS))
+	}
 	for _, g := range s.Grants {
 		left := max(0, time.Until(g.ExpiresAt)).Round(time.Second)
 		t.row("granted", fmt.Sprintf("%s for %s more, grant %s", strings.Join(g.AllowOut, " "), left, g.ID))

@@ -31,11 +31,11 @@ func (c *cli) netExplainCommand() *cobra.Command {
 		ValidArgsFunction: c.completeSandboxes,
 	}
 	cmd.RunE = c.onServer(func(ctx context.Context, server *client.Client, args []string) error {
-		var question api.Question
+		question := api.Question{Protocol: protocol}
 		if len(args) == 2 {
 			question = questionAbout(args[1], protocol)
-			question.Method = method
 		}
+		question.Method = method
 		if candidate.given(cmd) {
 			update, err := candidate.update()
 			if err != nil {

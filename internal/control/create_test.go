@@ -192,7 +192,7 @@ var badCreates = []struct{ body, text string }{
 	{`{"templateID":"base","allow_internet_access":true,"allowInternetAccess":false}`, "allow_internet_access is true but allowInternetAccess is false"},
 	{`{"templateID":"base","network":{"denyOut":[],"deny_out":["1.1.1.1"]}}`, "network.denyOut and network.deny_out differ"},
 	{`{"templateID":"base","network":{"allowOut":["1.1.1.1"],"allow_out":[]}}`, "network.allowOut and network.allow_out differ"},
-	{`{"templateID":"base","network":{"denyout":["1.1.1.1"]}}`, "network.denyout is not a network setting"},
+	{`{"templateID":"base","network":{"denyout":["1.1.1.1"]}}`, "network.denyout is not a setting here"},
 	{`{"templateID":"base","denyOut":["1.1.1.1"]}`, "denyOut has no effect here"},
 	{`{"templateID":"base","allowPublicTraffic":false}`, "allowPublicTraffic has no effect here"},
 	{`{"templateID":"base","mask_request_host":"x"}`, "mask_request_host has no effect here"},

@@ -34,6 +34,9 @@ func editNetwork(c *call) error {
 	if len(body.Allow)+len(body.Deny) == 0 {
 		return badRequest("one of allow and deny is needed")
 	}
+	if n := len(body.Allow) + len(body.Deny); n > policy.DefaultMaxEntries {
+		return badRequest("allow and deny have %d entries, at most %d are accepted in an edit", n, policy.DefaultMaxEntries)
+	}
 	generation, err := c.ifMatch()
 	if err != nil {
 		return err

@@ -48,7 +48,7 @@ func explainNetwork(c *call) error {
 	if err != nil {
 		return err
 	}
-	candidate, err := c.compileCandidate(body.Candidate, record.Network)
+	candidate, err := c.compileCandidate(body.Candidate, record)
 	if err != nil {
 		return err
 	}
@@ -74,8 +74,8 @@ func explainNetwork(c *call) error {
 }
 
 // compileCandidate makes a policy of a document as an update of the old one
-// would.
-func (c *call) compileCandidate(body *networkUpdate, old policy.Document) (*policy.Policy, error) {
+// would, and refuses what that would refuse.
+func (c *call) compileCandidate(body *networkUpdate, of store.Sandbox) (*policy.Policy, error) {
 	if body == nil {
 		return nil, nil
 	}
@@ -83,11 +83,18 @@ func (c *call) compileCandidate(body *networkUpdate, old policy.Document) (*poli
 	if err != nil {
 		return nil, err
 	}
+	said, err := body.traffic("candidate.")
+	if err == nil {
+		err = said.keeps(of.Ingress)
+	}
+	if err != nil {
+		return nil, err
+	}
 	document, err := body.translate("candidate.", internet)
 	if err != nil {
 		return nil, err
 	}
-	document, _ = body.inPlaceOf(old, document)
+	document, _ = body.inPlaceOf(of.Network, document)
 	return c.compileNew(document)
 }
 

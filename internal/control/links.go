@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/go-json-experiment/json/jsontext"
+
 	"github.com/moat-sandbox/moat/api"
 )
 
@@ -22,8 +24,14 @@ func createLink(c *call) error {
 	if err := c.sandboxID(); err != nil {
 		return err
 	}
-	var wanted api.NewLink
+	var wanted struct {
+		api.NewLink
+		Rest map[string]jsontext.Value `json:",embed"`
+	}
 	if err := c.body(&wanted, false); err != nil {
+		return err
+	}
+	if err := refuseUnknown("", wanted.Rest); err != nil {
 		return err
 	}
 	port, err := appPort("port", wanted.Port)

@@ -43,6 +43,7 @@ func TestLinkRefusals(t *testing.T) {
 		{keyA, id, `{"port":8080,"seconds":604801}`, 400, "got 604801"},
 		{keyA, id, `{"port":8080,"seconds":9223372036854775807}`, 400, "seconds must be"},
 		{keyA, id, `{"port":8080,"seconds":1.5}`, 400, "seconds must be a whole number"},
+		{keyA, id, `{"port":8080,"second":60}`, 400, "second is not a setting here"},
 		{keyA, id, `{"port":80}`, 409, "Port 80 of sandbox"},
 		{keyA, open, `{"port":3000}`, 409, "is open to everybody"},
 		{keyA, open, `{"port":8080}`, 201, ""},

@@ -107,9 +107,9 @@ func TestUpdateNetworkRefusals(t *testing.T) {
 		`{"allow_internet_access":false,"allowInternetAccess":true}`:    "allow_internet_access is false but allowInternetAccess is true",
 		`{"rules":{"x.com":[{},{}]}}`:                                   `Domain "x.com" can have at most 1 transform rule.`,
 		`{"egressProxy":{"address":"127.0.0.1:1"}}`:                     "Invalid egress proxy config: 127.0.0.1 is never reachable",
-		`{"network":{"denyOut":["0.0.0.0/0"]}}`:                         "network is not a network setting",
+		`{"network":{"denyOut":["0.0.0.0/0"]}}`:                         "network is not a setting here",
 		`{"allow_internet_access":"false"}`:                             `allow_internet_access must be true or false, got "false"`,
-		`{"denyOut":["0.0.0.0/0"],"allowInternetacces":false,"x":null}`: "allowInternetacces is not a network setting",
+		`{"denyOut":["0.0.0.0/0"],"allowInternetacces":false,"x":null}`: "allowInternetacces is not a setting here",
 	} {
 		r.send(keyA, "PUT", path, body).want(http.StatusBadRequest, text)
 	}

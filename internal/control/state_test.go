@@ -181,14 +181,15 @@ func TestEditNetwork(t *testing.T) {
 	r.send(keyA, "POST", path+"/grants", `{"allowOut":["*.granted.org"],"seconds":600}`).want(http.StatusCreated)
 	before := r.record(id)
 	for body, text := range map[string]string{
-		`{}`:                                          "one of allow and deny is needed",
-		`{"deny":["1.1.1.1"]}`:                        `"1.1.1.1" would still be allowed: 1.1.1.1 is in allowOut entry 1.1.1.0/24`,
-		`{"deny":["a.granted.org"]}`:                  `"a.granted.org" would still be allowed: *.granted.org in allowOut allows a.granted.org`,
-		`{"deny":["*.a.granted.org"]}`:                `would still be allowed`,
-		`{"allow":["x.org"],"deny":["X.org"]}`:        `is in both allow and deny`,
-		`{"allow":["300.1.1.1"]}`:                     `300.1.1.1`,
-		`{"deny":["not a name"]}`:                     `invalid denied CIDR "not a name"`,
-		`{"allowOut":["1.1.1.1"],"deny":["9.9.9.9"]}`: `allowOut is not a network setting`,
+		`{}`:                                   "one of allow and deny is needed",
+		`{"deny":["1.1.1.1"]}`:                 `"1.1.1.1" would still be allowed: 1.1.1.1 is in allowOut entry 1.1.1.0/24`,
+		`{"deny":["a.granted.org"]}`:           `"a.granted.org" would still be allowed: *.granted.org in allowOut allows a.granted.org`,
+		`{"deny":["*.a.granted.org"]}`:         `would still be allowed`,
+		`{"allow":["x.org"],"deny":["X.org"]}`: `is in both allow and deny`,
+		`{"allow":["300.1.1.1"]}`:              `300.1.1.1`,
+		`{"deny":["not a name"]}`:              `invalid denied CIDR "not a name"`,
+		`{"deny":["a.test"` + strings.Repeat(`,"a.test"`, 10_000) + `]}`: `allow and deny have 10001 entries, at most 10000 are accepted in an edit`,
+		`{"allowOut":["1.1.1.1"],"deny":["9.9.9.9"]}`:                    `allowOut is not a setting here`,
 	} {
 		r.send(keyA, "PATCH", path, body).want(http.StatusBadRequest, text)
 	}

@@ -76,7 +76,7 @@ func refuseMisplaced(rest map[string]jsontext.Value) error {
 func refuseUnknown(prefix string, rest map[string]jsontext.Value) error {
 	for _, field := range slices.Sorted(maps.Keys(rest)) {
 		if rest[field].Kind() != 'n' {
-			return badRequest("%s%s is not a network setting", prefix, clip(field))
+			return badRequest("%s%s is not a setting here", prefix, clip(field))
 		}
 	}
 	return nil

@@ -100,8 +100,14 @@ func (c *caller) sendHead(answer *http.Response) (chunked bool, err error) {
 func writeHead(out *bytes.Buffer, answer *http.Response) {
 	for _, named := range answer.Header["Connection"] {
 		for name := range strings.SplitSeq(named, ",") {
-			answer.Header.Del(strings.TrimSpace(name))
+			// The length is no matter of the connection, whatever an app says.
+			if name = strings.TrimSpace(name); !strings.EqualFold(name, "Content-Length") {
+				answer.Header.Del(name)
+			}
 		}
+	}
+	if answer.StatusCode < 200 || answer.StatusCode == http.StatusNoContent {
+		answer.Header.Del("Content-Length") // of a body that never comes
 	}
 	for _, name := range hopHeaders {
 		answer.Header.Del(name)

@@ -14,9 +14,9 @@ var originWide = []string{
 
 // confine keeps an answer of the path route below its prefix: the app does not
 // know of it, or may not care.
-func (x *exchange) confine(answer *http.Response) error {
+func (x *exchange) confine(answer *http.Response) {
 	if x.route.by != byPath {
-		return nil
+		return
 	}
 	h := answer.Header
 	for _, name := range originWide {
@@ -28,7 +28,6 @@ func (x *exchange) confine(answer *http.Response) error {
 	for i, cookie := range h["Set-Cookie"] {
 		h["Set-Cookie"][i] = confineCookie(cookie, x.route.prefix)
 	}
-	return nil
 }
 
 // localize puts a redirect to one of the app's own hosts below prefix.

@@ -55,13 +55,22 @@ func (x *exchange) stream(r *http.Request) {
 		Transport:      x.up,
 		FlushInterval:  -1, // at once
 		BufferPool:     &x.in.buffers,
-		ModifyResponse: x.confine,
+		ModifyResponse: x.tidy,
 		ErrorHandler:   x.fail,
 		ErrorLog:       x.in.proxyLog,
 	}
 	proxy.ServeHTTP(x.answer, r)
 	x.linger(r)
 	broken = false
+}
+
+// tidy changes what clients must not get as the app said it.
+func (x *exchange) tidy(answer *http.Response) error {
+	if answer.StatusCode == http.StatusNoContent {
+		answer.Header.Del("Content-Length") // of a body that never comes
+	}
+	x.confine(answer)
+	return nil
 }
 
 // rewrite turns the request as it came into the one that the sandbox gets.

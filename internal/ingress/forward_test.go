@@ -197,6 +197,36 @@ func TestAnswersArriveAsSent(t *testing.T) {
 	})
 }
 
+// How long an answer is must be clear to whoever reads it, whatever the app says.
+func TestAnswersAreFramed(t *testing.T) {
+	w := newWorld(t)
+	b := w.serveRaw(func(conn net.Conn) {
+		in := bufio.NewReader(conn)
+		for {
+			r, err := http.ReadRequest(in)
+			if err != nil {
+				return
+			}
+			if r.URL.Path == "/none" {
+				io.WriteString(conn, "HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n")
+			} else {
+				io.WriteString(conn, "HTTP/1.1 200 OK\r\nConnection: Content-Length\r\nContent-Length: 5\r\n\r\nhello")
+			}
+		}
+	})
+	w.each(t, func(t *testing.T, c client) {
+		for range 2 {
+			none := c.get(t, b.host(), "/none")
+			if body := readAll(t, none.Body); none.StatusCode != http.StatusNoContent || body != "" || none.Header.Get("Content-Length") != "" {
+				t.Errorf("an answer without a body: %s %v %q", none.Status, none.Header, body)
+			}
+			if body := readAll(t, c.get(t, b.host(), "/some").Body); body != "hello" {
+				t.Errorf("an answer whose length is called a matter of the connection: %q", body)
+			}
+		}
+	})
+}
+
 func TestConnectionsAreKept(t *testing.T) {
 	w := newWorld(t)
 	b := w.serve(func(rw http.ResponseWriter, r *http.Request) { io.WriteString(rw, r.RemoteAddr) })

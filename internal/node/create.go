@@ -182,10 +182,11 @@ func (n *Node) bringUp(ctx context.Context, record store.Sandbox, env map[string
 // publish makes a complete sandbox visible and arms its timeout.
 func (n *Node) publish(record store.Sandbox, box sandbox.Box, slot kernel.Slot) {
 	l := &live{box: box, slot: slot, done: make(chan struct{}), record: record, keys: n.keys(record)}
+	// Timers whose time is over already wait until the sandbox can be found.
+	n.mu.Lock()
 	l.expiry = time.AfterFunc(time.Until(record.EndAt), func() { n.onTimer(func() { n.expire(record.ID) }) })
 	l.grants = time.AfterFunc(time.Hour, func() { n.onTimer(func() { n.endGrants(record.ID) }) })
 	l.armGrants()
-	n.mu.Lock()
 	n.live[record.ID] = l
 	n.mu.Unlock()
 	n.bg.Go(func() { n.watch(record.ID, l) })

@@ -191,6 +191,24 @@ func TestExpireAfterExtension(t *testing.T) {
 	}
 }
 
+// A timer that fires early, as after the clock was set back, fires again.
+func TestExpireTooEarly(t *testing.T) {
+	r := newRig(t)
+	n := r.open()
+	defer n.Close()
+	record := create(t, n, "a")
+	if _, err := n.SetEnd(t.Context(), record.ID, time.Now().Add(200*time.Millisecond), false); err != nil {
+		t.Fatal(err)
+	}
+	l, err := n.find(record.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.expiry.Stop()
+	n.expire(record.ID)
+	eventually(t, func() bool { _, ok := n.Reach(record.ID); return !ok })
+}
+
 func TestTimeoutRemoves(t *testing.T) {
 	r := newRig(t)
 	n := r.open()

@@ -71,6 +71,7 @@ func (n *Node) remove(ctx context.Context, id, cause string, still func(*live) b
 		return sandbox.ErrNotFound
 	}
 	if !still(l) {
+		l.rearmExpiry() // its time was extended, or the clock was set
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
@@ -81,6 +82,7 @@ func (n *Node) remove(ctx context.Context, id, cause string, still func(*live) b
 	})
 	// A full disk must not keep a sandbox alive.
 	if err != nil && !errors.Is(err, store.ErrFull) {
+		l.retryRemoval()
 		return fmt.Errorf("remove sandbox %s: %w", id, err)
 	}
 	l.retire()
@@ -131,6 +133,13 @@ func (l *live) retire() {
 	default:
 		close(l.done)
 	}
+}
+
+// rearmExpiry sets the timer for the end that is recorded.
+func (l *live) rearmExpiry() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.expiry.Reset(time.Until(l.record.EndAt))
 }
 
 // retryRemoval lets the timer try again what could not be torn down now.

@@ -61,8 +61,8 @@ func (n *Node) unseal(record store.Sandbox) (policy.Document, error) {
 }
 
 // policyOf compiles what a record says the sandbox may reach now, with the
-// secrets that are sealed in it. It is the only way to a policy that is put in
-// force.
+// secrets that are sealed in it. It is the only way from a record to a policy
+// that is put in force.
 func (n *Node) policyOf(record store.Sandbox) (_ *policy.Policy, err error) {
 	if record.Network, err = n.unseal(record); err != nil {
 		return nil, err

@@ -58,7 +58,7 @@ const MaxFlows = 8192
 // Messages and attributes of the packet log, from
 // linux/netfilter/nfnetlink_log.h.
 const (
-	logPacket = unix.NFNL_SUBSYS_ULOG<<8 | 0
+	logPacket = unix.NFNL_SUBSYS_ULOG << 8
 	logConfig = unix.NFNL_SUBSYS_ULOG<<8 | 1
 
 	cfgCommand, cfgMode, cfgTimeout, cfgThreshold = 1, 2, 4, 5

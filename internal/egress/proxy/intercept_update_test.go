@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -215,6 +216,42 @@ func (b *box) frames(t *testing.T, fields ...string) string {
 			return frame.PseudoValue("status")
 		case *http2.RSTStreamFrame, *http2.GoAwayFrame:
 			return "reset"
+		}
+	}
+}
+
+// Connections to a server are used again also where nothing but the default
+// allows it, until the policy is another one.
+func TestServerConnectionsAreKept(t *testing.T) {
+	open := withKey("example.com")
+	open.AllowOut, open.Default = nil, policy.Allow
+	for _, version := range []int{1, 2} {
+		w := newWorld(t, proxy.Limits{})
+		w.secure2(t, "example.com", func(http.ResponseWriter, *http.Request) {})
+		w.net.at["example.com"] = netip.MustParseAddr("93.184.216.34")
+		b := w.box(t, 1)
+		b.change(t, open)
+		get := func() {
+			t.Helper()
+			answer, err := b.https(t, version).Do(request(t, "GET", "https://example.com/"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			answer.Body.Close()
+			if answer.StatusCode != http.StatusOK {
+				t.Fatalf("HTTP/%d: %s", version, answer.Status)
+			}
+		}
+		for range 3 {
+			get()
+		}
+		if got := w.net.dialled(); len(got) != 1 {
+			t.Errorf("HTTP/%d: three requests dialled %v", version, got)
+		}
+		b.change(t, open)
+		get()
+		if got := w.net.dialled(); len(got) != 2 {
+			t.Errorf("HTTP/%d: after an update %v were dialled", version, got)
 		}
 	}
 }

@@ -165,10 +165,11 @@ func (s *site) discard() {
 	}
 }
 
-// stays reports whether the connections to a site are what another policy wants
-// too.
+// stays reports whether the connections to a site are what a policy wants that
+// is in force now. One that was allowed by its addresses is opened anew under
+// another policy, as these may be denied by it.
 func (s *site) stays(next *policy.Policy) bool {
-	return sameWay(s.policy, next) && !byName(next, s.name, policy.PortHTTPS).found
+	return next == s.policy || sameWay(s.policy, next) && !byName(next, s.name, policy.PortHTTPS).found
 }
 
 // protocol returns which of the two the server wants to speak if it has the

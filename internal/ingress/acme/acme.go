@@ -116,10 +116,13 @@ func (i *Issuer) Run(ctx context.Context) error {
 				return ctx.Err()
 			case err == nil:
 				pause = firstRetry
-				continue
+				if wait = time.Until(i.renewal()); wait <= 0 { // by our clock, which may be wrong
+					wait = firstRetry
+				}
+			default:
+				wait, pause = retryAfter(err, pause), min(2*pause, lastRetry)
+				i.Logger.Error("no TLS certificate from the authority", "directory", i.Directory, "names", i.Names, "again_in", wait, "err", err)
 			}
-			wait, pause = retryAfter(err, pause), min(2*pause, lastRetry)
-			i.Logger.Error("no TLS certificate from the authority", "directory", i.Directory, "names", i.Names, "again_in", wait, "err", err)
 		}
 		timer := time.NewTimer(wait)
 		select {
