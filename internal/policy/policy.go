@@ -117,8 +117,9 @@ const (
 
 // Decide answers whether a flow may pass: what is never reachable is denied,
 // then allowOut beats denyOut beats the default. An address that a rule names
-// is allowed on port 80, where each request is asked about: see Request. It
-// allocates nothing.
+// is allowed on port 80, where Request is asked about each request that goes
+// there, with this address in place of the host that the request names; bytes
+// that are no request must not pass. It allocates nothing.
 func (p *Policy) Decide(f Flow) Decision {
 	if p == nil {
 		return Decision{flow: f}

@@ -74,6 +74,41 @@ func permits(p *policy.Policy, d destination, remote netip.AddrPort) bool {
 	return byAddress || !d.found || !remote.IsValid()
 }
 
+// passes returns the address that decides whether a policy lets a flow go to d
+// that is connected to remote; it is not valid if the name alone does, or if it
+// is not known.
+func (d destination) passes(p *policy.Policy, remote netip.AddrPort) netip.AddrPort {
+	switch {
+	case d.name == policy.Name{}:
+		return d.addr
+	case !d.found && d.judge(p).Verdict == policy.Allow:
+		return netip.AddrPort{}
+	}
+	return remote
+}
+
+// requestAt asks the rules about the address that a request goes to, whatever
+// host it names: that is the sandbox's to choose. If they do not allow it, why
+// says so. What is no request (nil) cannot be judged by rules, so it passes only
+// where none is about the address.
+func requestAt(p *policy.Policy, to netip.AddrPort, r *policy.Request) (a policy.Action, why string) {
+	if !to.IsValid() || to.Port() != policy.PortHTTP {
+		return policy.Action{}, "" // where rules are never about addresses
+	}
+	at := policy.Request{Scheme: schemeHTTP, Addr: to.Addr(), Port: to.Port()}
+	if r != nil {
+		at.Method, at.Path = r.Method, r.Path
+	}
+	a = p.Request(at)
+	switch {
+	case r == nil && (a.Verdict != policy.Allow || a.Rule != ""):
+		return policy.Action{}, "rules decide about each request to " + to.Addr().String() + ", and this is none"
+	case a.Verdict != policy.Allow:
+		return a, a.Reason()
+	}
+	return a, ""
+}
+
 // byName returns the way to a name that a policy leaves.
 func byName(p *policy.Policy, name policy.Name, port uint16) destination {
 	d := destination{name: name, addr: netip.AddrPortFrom(netip.Addr{}, port)}
@@ -137,7 +172,26 @@ func decide(t egress.Tenant, original netip.AddrPort, q question) verdict {
 	if v.allow && len(v.action.Inject) > 0 {
 		v.guard(q.request.Method)
 	}
+	if v.allow {
+		v.atAddress(t.Policy, q.request)
+	}
 	return v
+}
+
+// atAddress has rules about the address decide, where it is one that the flow
+// goes to.
+func (v *verdict) atAddress(p *policy.Policy, r *policy.Request) {
+	a, why := requestAt(p, v.to.passes(p, netip.AddrPort{}), r)
+	switch {
+	case why != "":
+		v.deny(policy.RuleRequests.String(), why)
+		v.entry = a.Rule
+	case a.Rule != "":
+		v.action = a
+		if len(a.Inject) > 0 {
+			v.guard(r.Method)
+		}
+	}
 }
 
 // guard refuses to set headers where others than the server would see them.

@@ -176,8 +176,11 @@ func (x *exchange) host() string {
 	return a.String()
 }
 
-// gotConn learns which connection the request goes over.
+// gotConn learns which connection the request goes over. It closes that if the
+// request was cut: net/http would write it even so.
 func (x *exchange) gotConn(info httptrace.GotConnInfo) {
-	x.carried, x.remote = true, remoteOf(info.Conn)
-	x.flow.connected(x.verdict.visit, x.remote)
+	x.remote = remoteOf(info.Conn)
+	if x.carried = x.flow.connected(x.verdict.visit, x.remote); !x.carried {
+		_ = info.Conn.Close() // nothing was written that could be lost
+	}
 }

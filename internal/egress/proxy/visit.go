@@ -41,7 +41,12 @@ func (v *visit) judge(next egress.Tenant) (why verdict, permitted bool) {
 		}
 	}
 	if permits(next.Policy, v.to, v.remote) {
-		return why, true
+		a, denied := requestAt(next.Policy, v.to.passes(next.Policy, v.remote), v.request)
+		if denied != "" {
+			why.deny(policy.RuleRequests.String(), denied)
+			why.entry = a.Rule
+		}
+		return why, denied == ""
 	}
 	to := v.to
 	if to.found && to.judge(next.Policy).Verdict == policy.Allow {
@@ -52,18 +57,20 @@ func (v *visit) judge(next egress.Tenant) (why verdict, permitted bool) {
 }
 
 // connected says which address a visit goes to. If the policy does not allow
-// that, it ends.
-func (f *flow) connected(v *visit, remote netip.AddrPort) {
+// that, it ends. It reports whether the visit goes on.
+func (f *flow) connected(v *visit, remote netip.AddrPort) (permitted bool) {
 	f.box.mu.Lock()
 	defer f.box.mu.Unlock()
 	v.remote = remote
 	t, err := f.tenant()
-	if err != nil {
-		return // it was cut already, or is about to be
+	if err != nil || v.ended != nil {
+		return false // it was cut already, or is about to be
 	}
-	if why, permitted := v.judge(t); !permitted {
+	why, permitted := v.judge(t)
+	if !permitted {
 		f.end(v, why)
 	}
+	return permitted
 }
 
 // end cuts a visit, and the flow unless the visit can end alone. It reports
