@@ -248,11 +248,13 @@ func TestLabUpdateToTheAddress(t *testing.T) {
 func TestLabDirectConnection(t *testing.T) {
 	w := newLabWorld(t, "*")
 	conn, err := w.dial(t, "127.0.0.1:8443")
+	if err == nil { // the reset may come before the request goes
+		_, err = io.WriteString(conn, "GET / HTTP/1.1\r\nHost: example.com\r\n\r\n")
+	}
 	if err == nil {
-		io.WriteString(conn, "GET / HTTP/1.1\r\nHost: example.com\r\n\r\n")
 		_, err = ending(t, conn)
 	}
-	if err == nil || !strings.Contains(err.Error(), "reset") {
+	if err == nil || !strings.Contains(err.Error(), "reset") && !strings.Contains(err.Error(), "broken pipe") {
 		t.Errorf("got %v, want a reset", err)
 	}
 	if n := len(w.Requests()); n != 0 {
