@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
+	"log/slog"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -46,6 +48,9 @@ func (c *cli) configure(s *settings) (app.Config, error) {
 		return app.Config{}, usageError{err}
 	}
 	s.Logger = s.logger(c.stderr)
+	// net/http writes some of what apps say unasked to the standard logger.
+	log.SetFlags(0)
+	log.SetOutput(slog.NewLogLogger(s.Logger.Handler(), slog.LevelDebug).Writer())
 	for _, warning := range warnings {
 		s.Logger.Warn("configuration", "setting", warning)
 	}
