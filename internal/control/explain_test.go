@@ -142,6 +142,28 @@ func TestExplainCandidate(t *testing.T) {
 	}
 }
 
+// A recorded request is held against the rules about the address that it went to,
+// whatever host it was for; and so is QUIC against the lack of rules.
+func TestReplayOfRules(t *testing.T) {
+	r := newRig(t)
+	id := r.create(keyA, "").SandboxID
+	to := netip.MustParseAddr("93.184.216.34")
+	for _, method := range []string{"GET", "POST"} {
+		r.flows.Append(audit.Record{
+			Sandbox: id, Protocol: audit.HTTP, Verdict: policy.Allow, Name: "x.example", Dst: netip.AddrPortFrom(to, 80), Method: method, Path: "/",
+		})
+	}
+	r.flows.Append(audit.Record{Sandbox: id, Protocol: audit.UDP, Verdict: policy.Deny, Rule: "quic", Dst: netip.AddrPortFrom(to, 443)})
+	rules := `[{"name":"r","match":{"host":"93.184.216.34","scheme":"http","method":["GET"]},"action":{"allow":true}}]`
+	replay := r.explain(id, `{"candidate":{"rules":`+rules+`}}`).Replay
+	if len(replay.Refused) != 1 || replay.Refused[0].Reason != "no rule for 93.184.216.34 matches the request" || len(replay.Allowed) != 0 {
+		t.Errorf("with rules: %+v", replay)
+	}
+	if replay := r.explain(id, `{"candidate":{}}`).Replay; len(replay.Refused) != 0 || len(replay.Allowed) != 1 || replay.Allowed[0].Protocol != "udp" {
+		t.Errorf("without: %+v", replay)
+	}
+}
+
 func TestReplayIsBounded(t *testing.T) {
 	r := newRig(t, func(c *Config) {
 		log, err := audit.New(audit.Config{})

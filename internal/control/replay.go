@@ -84,7 +84,7 @@ func hold(found map[replayKey]*api.ReplayedFlow, candidate *policy.Policy, r aud
 // policyRules are those by which a policy itself refuses. What was refused for
 // another reason, no policy lets pass.
 var policyRules = []string{
-	policy.RuleName.String(), policy.RuleAllowOut.String(), policy.RuleDenyOut.String(), policy.RuleRequests.String(), policy.RuleDefault.String(),
+	policy.RuleName.String(), policy.RuleQUIC.String(), policy.RuleAllowOut.String(), policy.RuleDenyOut.String(), policy.RuleRequests.String(), policy.RuleDefault.String(),
 }
 
 // fromRecord asks about what was recorded.

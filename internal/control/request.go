@@ -29,6 +29,9 @@ func (q question) decide(p *policy.Policy) opinion {
 		return a
 	}
 	action := p.Request(q.request)
+	if action.Verdict == policy.Allow && action.Rule == "" && a.Verdict == policy.Allow && q.byAddress(p) {
+		action = p.RequestAt(q.dst, &q.request)
+	}
 	if action.Verdict == policy.Deny {
 		return opinion{action: action, denied: true}
 	}
@@ -36,6 +39,11 @@ func (q question) decide(p *policy.Policy) opinion {
 		a.action = action
 	}
 	return a
+}
+
+// byAddress reports whether it is the address that allows a flow with a name.
+func (q question) byAddress(p *policy.Policy) bool {
+	return q.name != policy.Name{} && p.DecideName(q.name, q.proto, q.dst.Port()).Verdict != policy.Allow
 }
 
 func (o opinion) view() api.Decision {

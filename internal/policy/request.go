@@ -68,6 +68,7 @@ const (
 	badPath
 	noRule
 	noMatch
+	noRequest
 	byRule
 )
 
@@ -101,6 +102,29 @@ func (p *Policy) Request(r Request) Action {
 		return a
 	}
 	return h.apply(r, on, a)
+}
+
+// RequestAt answers what rules about an address say about a request that is sent
+// to it, whatever host the request names: that is the sandbox's to choose. It is
+// asked beside Request where the address, and not a name, is what allows a flow.
+// A nil request stands for anything else on the flow. Rules cannot judge that,
+// so it passes only where none is about the address.
+func (p *Policy) RequestAt(to netip.AddrPort, r *Request) Action {
+	if p == nil {
+		return Action{}
+	}
+	if !to.IsValid() || to.Port() != PortHTTP { // where rules are never about addresses
+		return Action{Verdict: Allow, why: noRule, addr: to.Addr()}
+	}
+	at := Request{Scheme: "http", Addr: to.Addr(), Port: to.Port()}
+	if r != nil {
+		at.Method, at.Path = r.Method, r.Path
+	}
+	a := p.Request(at)
+	if r == nil && a.why != noRule {
+		return Action{why: noRequest, addr: at.Addr}
+	}
+	return a
 }
 
 // Terminates reports whether TLS connections for a name must be opened, so that
@@ -152,6 +176,8 @@ func (a Action) Reason() string {
 		return fmt.Sprintf("no rule is about %s", host)
 	case noMatch:
 		return fmt.Sprintf("no rule for %s matches the request", host)
+	case noRequest:
+		return fmt.Sprintf("rules decide about each request to %s, and this is none", host)
 	case byRule:
 		if a.Verdict == Allow {
 			return fmt.Sprintf("rule %s allows the request", a.Rule)

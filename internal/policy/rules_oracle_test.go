@@ -2,6 +2,7 @@ package policy_test
 
 import (
 	"fmt"
+	"net/netip"
 	"strings"
 	"testing"
 
@@ -183,8 +184,31 @@ func TestNothingDeniesRequests(t *testing.T) {
 	if a := none.Request(scaledRequest); a.Verdict != policy.Deny || a.Reason() != "no policy is in force" {
 		t.Errorf("nil policy: %v (%s)", a.Verdict, a.Reason())
 	}
+	to := netip.MustParseAddrPort("93.184.216.34:80")
+	if a := none.RequestAt(to, nil); a.Verdict != policy.Deny || none.RequestAt(netip.AddrPort{}, &scaledRequest).Verdict != policy.Deny {
+		t.Errorf("nil policy, at an address: %v (%s)", a.Verdict, a.Reason())
+	}
 	if (policy.Action{}).Verdict != policy.Deny || none.Terminates(mustName(t, "a.test")) || none.Rules() || none.Terminated() != nil {
 		t.Error("a nil policy has rules, or the zero action allows")
+	}
+}
+
+// What is no request passes only to addresses that no rule is about, also where
+// one allows every request.
+func TestNoRequestAtAddress(t *testing.T) {
+	p, err := policy.Parse(policy.Document{Default: policy.Allow, Rules: policy.Rules{Ordered: []policy.OrderedRule{
+		{Name: "all", Allow: true, Match: policy.Match{Host: "93.184.216.34", Scheme: "http"}},
+	}}}, policy.Options{Rules: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for to, want := range map[string]string{
+		"93.184.216.34:80": "rules decide about each request to 93.184.216.34, and this is none", "93.184.216.34:81": "", "93.184.216.35:80": "",
+	} {
+		a := p.RequestAt(netip.MustParseAddrPort(to), nil)
+		if (a.Verdict == policy.Allow) != (want == "") || want != "" && a.Reason() != want {
+			t.Errorf("%s: %v, %s", to, a.Verdict, a.Reason())
+		}
 	}
 }
 

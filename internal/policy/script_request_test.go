@@ -92,7 +92,7 @@ func (scriptSecrets) Secret(team, name string) (secret.String, bool) {
 }
 
 // ask asks about a request; "sni=NAME" overrules that the connection is for
-// the host of the URL.
+// the host of the URL, and "at=ADDRESS:PORT" asks what is said of that address.
 func (s *script) ask(method, address string, more []string) string {
 	u, err := url.Parse(address)
 	if err != nil {
@@ -112,10 +112,15 @@ func (s *script) ask(method, address string, more []string) string {
 	if port, err := strconv.ParseUint(u.Port(), 10, 16); err == nil {
 		r.Port = uint16(port)
 	}
-	for _, f := range more {
-		r.SNI = s.name(strings.TrimPrefix(f, "sni="))
-	}
 	a := s.policy().Request(r)
+	for _, f := range more {
+		if to, ok := strings.CutPrefix(f, "at="); ok {
+			a = s.policy().RequestAt(netip.MustParseAddrPort(to), &r)
+			continue
+		}
+		r.SNI = s.name(strings.TrimPrefix(f, "sni="))
+		a = s.policy().Request(r)
+	}
 	got := a.Verdict.String() + ": " + a.Reason()
 	if a.Strip {
 		got += "; strips credentials"

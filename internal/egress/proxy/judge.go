@@ -87,28 +87,6 @@ func (d destination) passes(p *policy.Policy, remote netip.AddrPort) netip.AddrP
 	return remote
 }
 
-// requestAt asks the rules about the address that a request goes to, whatever
-// host it names: that is the sandbox's to choose. If they do not allow it, why
-// says so. What is no request (nil) cannot be judged by rules, so it passes only
-// where none is about the address.
-func requestAt(p *policy.Policy, to netip.AddrPort, r *policy.Request) (a policy.Action, why string) {
-	if !to.IsValid() || to.Port() != policy.PortHTTP {
-		return policy.Action{}, "" // where rules are never about addresses
-	}
-	at := policy.Request{Scheme: schemeHTTP, Addr: to.Addr(), Port: to.Port()}
-	if r != nil {
-		at.Method, at.Path = r.Method, r.Path
-	}
-	a = p.Request(at)
-	switch {
-	case r == nil && (a.Verdict != policy.Allow || a.Rule != ""):
-		return policy.Action{}, "rules decide about each request to " + to.Addr().String() + ", and this is none"
-	case a.Verdict != policy.Allow:
-		return a, a.Reason()
-	}
-	return a, ""
-}
-
 // byName returns the way to a name that a policy leaves.
 func byName(p *policy.Policy, name policy.Name, port uint16) destination {
 	d := destination{name: name, addr: netip.AddrPortFrom(netip.Addr{}, port)}
@@ -181,10 +159,10 @@ func decide(t egress.Tenant, original netip.AddrPort, q question) verdict {
 // atAddress has rules about the address decide, where it is one that the flow
 // goes to.
 func (v *verdict) atAddress(p *policy.Policy, r *policy.Request) {
-	a, why := requestAt(p, v.to.passes(p, netip.AddrPort{}), r)
+	a := p.RequestAt(v.to.passes(p, netip.AddrPort{}), r)
 	switch {
-	case why != "":
-		v.deny(policy.RuleRequests.String(), why)
+	case a.Verdict != policy.Allow:
+		v.deny(policy.RuleRequests.String(), a.Reason())
 		v.entry = a.Rule
 	case a.Rule != "":
 		v.action = a

@@ -41,12 +41,12 @@ func (v *visit) judge(next egress.Tenant) (why verdict, permitted bool) {
 		}
 	}
 	if permits(next.Policy, v.to, v.remote) {
-		a, denied := requestAt(next.Policy, v.to.passes(next.Policy, v.remote), v.request)
-		if denied != "" {
-			why.deny(policy.RuleRequests.String(), denied)
+		a := next.Policy.RequestAt(v.to.passes(next.Policy, v.remote), v.request)
+		if a.Verdict != policy.Allow {
+			why.deny(policy.RuleRequests.String(), a.Reason())
 			why.entry = a.Rule
 		}
-		return why, denied == ""
+		return why, a.Verdict == policy.Allow
 	}
 	to := v.to
 	if to.found && to.judge(next.Policy).Verdict == policy.Allow {
