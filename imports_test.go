@@ -27,6 +27,7 @@ const module = "github.com/moat-sandbox/moat"
 const packageRules = `
 wire types:          api/... ->
 secrets:             internal/secret ->
+lent connections:    internal/handover ->
 decisions are pure:  internal/policy -> internal/secret
 
 go sdk:              client -> api/...
@@ -43,11 +44,11 @@ egress contract:     internal/egress -> internal/policy
 names and dialling:  internal/egress/dns internal/egress/dial -> internal/egress internal/policy
 audit:               internal/audit -> internal/policy
 certificates:        internal/egress/intercept ->
-proxy:               internal/egress/proxy/... -> internal/egress/proxy/... internal/egress internal/egress/intercept internal/audit internal/policy internal/secret
+proxy:               internal/egress/proxy/... -> internal/egress/proxy/... internal/egress internal/egress/intercept internal/audit internal/handover internal/policy internal/secret
 drivers are leaves:  internal/sandbox/gvisor internal/sandbox/namespaces -> internal/sandbox
 templates:           internal/template/... -> internal/template/... internal/sandbox internal/store
 guest daemon:        internal/guest/... -> internal/guest/... api/...
-public URLs:         internal/ingress -> internal/ingress/link internal/ingress/wire internal/sandbox internal/secret api
+public URLs:         internal/ingress -> internal/ingress/link internal/ingress/wire internal/handover internal/sandbox internal/secret api
 its parts:           internal/ingress/link internal/ingress/cert internal/ingress/acme internal/ingress/wire -> internal/secret
 
 http api:            internal/control -> api internal/store internal/sandbox internal/policy internal/secret internal/audit

@@ -103,7 +103,7 @@ func (c *caller) serve() {
 	}
 	if next == beyond {
 		_ = c.conn.SetReadDeadline(time.Time{})
-		if c.srv.rest.give(c.conn, bytes.Clone(c.buf[:c.n])) {
+		if c.srv.handOver(c.conn, bytes.Clone(c.buf[:c.n])) {
 			return
 		}
 	}

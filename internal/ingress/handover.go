@@ -4,24 +4,11 @@ import (
 	"crypto/tls"
 	"errors"
 	"net"
-	"sync"
 )
 
-// handover is the listener from which net/http gets the connections that begin
-// otherwise than plainly.
-type handover struct {
-	conns chan net.Conn
-	once  sync.Once
-	done  chan struct{}
-}
-
-func newHandover() *handover {
-	return &handover{conns: make(chan net.Conn), done: make(chan struct{})}
-}
-
-// give hands a connection over, with what has been read from it already. It
-// reports whether somebody took it.
-func (h *handover) give(conn net.Conn, early []byte) bool {
+// handOver gives net/http a connection that begins otherwise than plainly, with
+// what has been read from it already. It reports whether it was taken.
+func (s *Server) handOver(conn net.Conn, early []byte) bool {
 	if len(early) > 0 {
 		back := begun{Conn: conn, early: early}
 		conn = &back
@@ -29,37 +16,8 @@ func (h *handover) give(conn net.Conn, early []byte) bool {
 			conn = &begunTLS{begun: back, state: secure.ConnectionState()}
 		}
 	}
-	select {
-	case h.conns <- conn:
-		return true
-	case <-h.done:
-		return false
-	}
+	return s.rest.Give(conn)
 }
-
-// Accept implements net.Listener.
-func (h *handover) Accept() (net.Conn, error) {
-	select {
-	case conn := <-h.conns:
-		return conn, nil
-	case <-h.done:
-		return nil, net.ErrClosed
-	}
-}
-
-// Close implements net.Listener.
-func (h *handover) Close() error {
-	h.once.Do(func() { close(h.done) })
-	return nil
-}
-
-// Addr implements net.Listener.
-func (h *handover) Addr() net.Addr { return handoverAddr{} }
-
-type handoverAddr struct{}
-
-func (handoverAddr) Network() string { return "internal" }
-func (handoverAddr) String() string  { return "handover" }
 
 // begun is a connection of which something was read already.
 type begun struct {

@@ -11,6 +11,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/moat-sandbox/moat/internal/handover"
 )
 
 const (
@@ -35,7 +37,7 @@ const (
 type Server struct {
 	in   *Ingress
 	http *http.Server
-	rest *handover // from the first half to the second
+	rest *handover.Listener // from the first half to the second
 
 	start   sync.Once
 	closing atomic.Bool // set with mu held
@@ -66,7 +68,7 @@ func (in *Ingress) Server() *Server {
 			ConnState:                    in.clients.watch,
 			ErrorLog:                     log.New(serverLog{in.log}, "", 0),
 		},
-		rest:      newHandover(),
+		rest:      handover.New(),
 		listeners: make(map[net.Listener]struct{}),
 		callers:   make(map[*caller]struct{}),
 		left:      make(chan struct{}, 1),

@@ -64,7 +64,7 @@ func (f *flow) intercept(v verdict, o opening) {
 	}
 	if client.ConnectionState().NegotiatedProtocol == http2 {
 		_ = f.client.SetReadDeadline(time.Time{})
-		if f.proxy.rest.give(client) {
+		if f.proxy.rest.Give(client) {
 			<-conn.closed
 		}
 		return

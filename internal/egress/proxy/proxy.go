@@ -39,6 +39,7 @@ import (
 	"github.com/moat-sandbox/moat/internal/audit"
 	"github.com/moat-sandbox/moat/internal/egress"
 	"github.com/moat-sandbox/moat/internal/egress/intercept"
+	"github.com/moat-sandbox/moat/internal/handover"
 	"github.com/moat-sandbox/moat/internal/policy"
 	"github.com/moat-sandbox/moat/internal/secret"
 )
@@ -110,8 +111,8 @@ type Proxy struct {
 	original  func(*net.TCPConn) (netip.AddrPort, error)
 	log       *slog.Logger
 
-	http2 *http.Server // for connections that are looked into
-	rest  *handover    // from which it gets them
+	http2 *http.Server       // for connections that are looked into
+	rest  *handover.Listener // from which it gets them
 
 	boxes registry
 	flows sync.WaitGroup // one for each flow
@@ -162,7 +163,7 @@ func New(cfg Config) (*Proxy, error) {
 		secrets:   secrets,
 		original:  original,
 		log:       cfg.Logger,
-		rest:      newHandover(),
+		rest:      handover.New(),
 		boxes:     registry{boxes: make(map[string]*box)},
 	}
 	p.http2 = newHTTP2(p.log)

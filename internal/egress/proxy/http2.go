@@ -9,49 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"sync"
 )
-
-// handover is the listener from which net/http gets the connections on which
-// HTTP/2 is spoken.
-type handover struct {
-	conns chan net.Conn
-	once  sync.Once
-	done  chan struct{}
-}
-
-func newHandover() *handover {
-	return &handover{conns: make(chan net.Conn), done: make(chan struct{})}
-}
-
-// give hands a connection over. It reports whether somebody took it.
-func (h *handover) give(conn *tls.Conn) bool {
-	select {
-	case h.conns <- conn:
-		return true
-	case <-h.done:
-		return false
-	}
-}
-
-// Accept implements net.Listener.
-func (h *handover) Accept() (net.Conn, error) {
-	select {
-	case conn := <-h.conns:
-		return conn, nil
-	case <-h.done:
-		return nil, net.ErrClosed
-	}
-}
-
-// Close implements net.Listener.
-func (h *handover) Close() error {
-	h.once.Do(func() { close(h.done) })
-	return nil
-}
-
-// Addr implements net.Listener.
-func (h *handover) Addr() net.Addr { return &net.TCPAddr{} }
 
 const (
 	// maxStreams is how many requests may be under way on a connection.
