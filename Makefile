@@ -57,12 +57,7 @@ bench: build
 
 ## fuzz: every fuzz target for FUZZTIME
 fuzz: build
-	for file in $$(grep -rl --include='*_test.go' '^func Fuzz' . --exclude-dir=node_modules); do \
-	  for target in $$(grep -o '^func Fuzz[A-Za-z0-9_]*' $$file | cut -c6-); do \
-	    echo "$$target in $$(dirname $$file)"; \
-	    $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 200x ./$$(dirname $$file); \
-	  done; \
-	done
+	FUZZTIME=$(FUZZTIME) test/fuzz/run
 
 ## generate: everything that is generated, anew
 generate:
