@@ -3,6 +3,7 @@ package policy
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 )
 
 // Request is what a sandbox asks of a web server. Whoever makes one has parsed
@@ -40,6 +41,12 @@ type Action struct {
 	name Name
 	addr netip.Addr
 	why  outcome
+}
+
+// Same reports whether two actions do the same to a request, by the same rule.
+func (a Action) Same(b Action) bool {
+	return a.Verdict == b.Verdict && a.Rule == b.Rule && a.Strip == b.Strip && a.Audit == b.Audit &&
+		slices.EqualFunc(a.Inject, b.Inject, func(x, y Injection) bool { return x.Header == y.Header && x.Value.same(y.Value) })
 }
 
 // Injection is a header to set.

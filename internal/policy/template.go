@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"slices"
 	"strings"
 
 	"github.com/moat-sandbox/moat/internal/secret"
@@ -122,6 +123,13 @@ func (t Template) Resolve(team string, from Secrets) (secret.String, error) {
 		return secret.String{}, errValue
 	}
 	return secret.New(b.String()), nil
+}
+
+// same reports whether two templates stand for the same values.
+func (t Template) same(u Template) bool {
+	return t.known == u.known && slices.EqualFunc(t.parts, u.parts, func(p, q part) bool {
+		return p.name == q.name && p.text.Reveal() == q.text.Reveal()
+	})
 }
 
 // validValue reports whether a header may have a value (RFC 9110, 5.5): no

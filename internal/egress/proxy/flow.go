@@ -110,7 +110,7 @@ func (f *flow) judge(q question) verdict {
 	}
 	v := decide(t, f.original, q)
 	if v.allow && !v.seen {
-		v.visit = &visit{to: v.to, policy: t.Policy, request: q.request, cancel: q.cancel}
+		v.visit = &visit{to: v.to, policy: t.Policy, request: q.request, action: v.action, cancel: q.cancel}
 		if q.hello {
 			v.visit.unseen = q.name
 		}
@@ -251,6 +251,9 @@ func (f *flow) cut(why verdict) bool {
 	reset(f.client)
 	for up := range f.upstreams {
 		reset(up.TCPConn)
+	}
+	for _, v := range f.visits {
+		v.drop()
 	}
 	return true
 }

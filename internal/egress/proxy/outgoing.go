@@ -179,8 +179,8 @@ func (x *exchange) host() string {
 // gotConn learns which connection the request goes over. It closes that if the
 // request was cut: net/http would write it even so.
 func (x *exchange) gotConn(info httptrace.GotConnInfo) {
-	x.remote = remoteOf(info.Conn)
-	if x.carried = x.flow.connected(x.verdict.visit, x.remote); !x.carried {
+	_, x.remote = below(info.Conn)
+	if x.carried = x.flow.connected(x.verdict.visit, info.Conn); !x.carried {
 		_ = info.Conn.Close() // nothing was written that could be lost
 	}
 }

@@ -254,16 +254,16 @@ func (s *site) forget() {
 	s.speaks = ""
 }
 
-// remoteOf returns the address that a connection goes to; it is not valid if
-// that is not known.
-func remoteOf(conn net.Conn) (remote netip.AddrPort) {
+// below returns the connection below that of a request, and the address that it
+// goes to, which is not valid if that is not known.
+func below(conn net.Conn) (tcp *net.TCPConn, remote netip.AddrPort) {
 	switch conn := conn.(type) {
 	case *upstream:
-		return conn.remote
+		return conn.TCPConn, conn.remote
 	case *tls.Conn:
-		if below, ok := conn.NetConn().(*line); ok {
-			return below.remote
+		if under, ok := conn.NetConn().(*line); ok {
+			return under.TCPConn, under.remote
 		}
 	}
-	return remote
+	return nil, remote
 }

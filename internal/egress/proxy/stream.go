@@ -219,13 +219,20 @@ func (x *stream) outgoing(ctx context.Context) *http.Request {
 		r.Body, r.ContentLength, r.Trailer = counted{in.Body, &x.up}, in.ContentLength, in.Trailer
 	}
 	trace := &httptrace.ClientTrace{
-		GotConn: func(info httptrace.GotConnInfo) {
-			x.carried, x.remote = true, remoteOf(info.Conn)
-			x.flow.connected(x.verdict.visit, x.remote)
-		},
+		GotConn:        x.gotConn,
+		WroteHeaders:   func() { x.flow.written(x.verdict.visit) },
 		Got1xxResponse: x.interim,
 	}
 	return r.WithContext(httptrace.WithClientTrace(ctx, trace))
+}
+
+// gotConn learns which connection the request goes over. A request that was cut
+// is not written.
+func (x *stream) gotConn(info httptrace.GotConnInfo) {
+	_, x.remote = below(info.Conn)
+	if x.carried = x.flow.connected(x.verdict.visit, info.Conn); !x.carried {
+		x.verdict.visit.cancel()
+	}
 }
 
 // counted counts what is read of a body.

@@ -105,8 +105,12 @@ func (f *flow) forward(v verdict, peeked []byte, protocol audit.Protocol) {
 		return
 	}
 	defer up.Close()
-	f.connected(v.visit, up.remote)
-	t := relay(f.client, up.TCPConn, peeked)
+	var t traffic
+	if f.connected(v.visit, up) {
+		t = relay(f.client, up.TCPConn, peeked)
+	} else {
+		reset(f.client)
+	}
 	v.overrule(f.finish(v.visit))
 	f.record(v, audit.Record{Protocol: protocol, Dst: up.remote, BytesUp: uint64(t.up), BytesDown: uint64(t.down)})
 }

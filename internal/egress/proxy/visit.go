@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"net"
 	"net/netip"
 
 	"github.com/moat-sandbox/moat/internal/egress"
@@ -18,6 +19,12 @@ type visit struct {
 	// unseen is the name of a TLS connection that is passed through as it is.
 	unseen  policy.Name
 	request *policy.Request // nil if none is seen
+	action  policy.Action   // for the request
+	// carrier is the connection that the request is written to. A cut closes it,
+	// as net/http may write a request whose context has ended. Over HTTP/1 nobody
+	// else uses it until the visit ends. Over HTTP/2 others do, and it is not set
+	// any more when the header is written.
+	carrier *net.TCPConn
 	// cancel ends the visit alone; nil means that its flow ends with it.
 	cancel func()
 	ended  *verdict // why it was cut; nil while it was not
@@ -56,21 +63,47 @@ func (v *visit) judge(next egress.Tenant) (why verdict, permitted bool) {
 	return why, false
 }
 
-// connected says which address a visit goes to. If the policy does not allow
-// that, it ends. It reports whether the visit goes on.
-func (f *flow) connected(v *visit, remote netip.AddrPort) (permitted bool) {
+// connected says which connection a visit goes over. If the policy does not allow
+// where that leads, or has something else done with the request now, the visit
+// ends. It reports whether the visit goes on; if so, a cut finds the connection.
+func (f *flow) connected(v *visit, conn net.Conn) (permitted bool) {
 	f.box.mu.Lock()
 	defer f.box.mu.Unlock()
+	tcp, remote := below(conn)
 	v.remote = remote
 	t, err := f.tenant()
 	if err != nil || v.ended != nil {
 		return false // it was cut already, or is about to be
 	}
 	why, permitted := v.judge(t)
+	if permitted && v.request != nil && t.Policy != v.policy {
+		question := question{name: v.request.Name, request: v.request}
+		if now := decide(t, f.original, question); !now.action.Same(v.action) {
+			why.deny(policy.RuleRequests.String(), "the rules for the request have changed before it was sent")
+			permitted = false
+		}
+	}
 	if !permitted {
 		f.end(v, why)
+		return false
 	}
-	return permitted
+	v.carrier = tcp
+	return true
+}
+
+// written says that the header of a request is written.
+func (f *flow) written(v *visit) {
+	f.box.mu.Lock()
+	defer f.box.mu.Unlock()
+	v.carrier = nil
+}
+
+// drop closes the connection of a visit that is cut. The caller holds box.mu.
+func (v *visit) drop() {
+	if v.carrier != nil {
+		reset(v.carrier)
+		v.carrier = nil
+	}
 }
 
 // end cuts a visit, and the flow unless the visit can end alone. It reports
@@ -83,6 +116,7 @@ func (f *flow) end(v *visit, why verdict) bool {
 		return false
 	}
 	v.ended = &why
+	v.drop()
 	v.cancel()
 	return true
 }
