@@ -3,7 +3,9 @@ package app
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"net/netip"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -23,6 +25,11 @@ type direct struct {
 	// meant tells the name that an address of policy.Synthetic stands for.
 	meant func(sandbox string, addr netip.Addr) (string, bool)
 
+	// patience is how long to wait before a kernel that could not be heard is
+	// listened to again.
+	patience time.Duration
+	logger   *slog.Logger
+
 	stop     context.CancelFunc
 	watching errgroup.Group
 }
@@ -31,22 +38,49 @@ type direct struct {
 // reason not to serve.
 func watchDirect(c Config, network *kernel.Network, k *carrier, log *audit.Log) *direct {
 	ctx, stop := context.WithCancel(context.Background())
-	d := &direct{log: log, tenants: &k.tenants, meant: k.queries.Name, stop: stop}
+	d := &direct{log: log, tenants: &k.tenants, meant: k.queries.Name, patience: time.Second, logger: c.Logger, stop: stop}
 	d.watching.Go(func() error {
-		var lost uint64
-		err := network.Watch(ctx, func(e kernel.Event) {
-			if now := network.Lost(); now != lost {
-				lost = now
-				d.recordLoss(e)
-			}
-			d.record(e)
-		})
-		if err != nil {
-			c.Logger.Error("flows that the kernel decides about are not recorded any more", "error", err)
-		}
+		d.watch(ctx, network)
 		return nil
 	})
 	return d
+}
+
+// flows is the part of a kernel.Network that tells of flows.
+type flows interface {
+	Watch(ctx context.Context, tell func(kernel.Event)) error
+	Lost() uint64
+}
+
+// watch records until ctx ends, and begins anew when the kernel cannot be heard.
+// For each time that it cannot, from the first failure to the next event, there
+// is one record.
+func (d *direct) watch(ctx context.Context, from flows) {
+	deaf, lost := false, from.Lost()
+	tell := func(e kernel.Event) {
+		if now := from.Lost(); now != lost {
+			lost = now
+			d.recordLoss(e.Began, "there were more flows than could be recorded, of one sandbox or of several")
+		}
+		deaf = false
+		d.record(e)
+	}
+	for {
+		err := from.Watch(ctx, tell)
+		if ctx.Err() != nil {
+			return
+		}
+		if !deaf {
+			deaf = true
+			d.logger.Error("flows that the kernel decides about are not recorded until it can be heard again", "error", err)
+			d.recordLoss(time.Now(), "the kernel could not be heard for a while, so flows may be missing, of one sandbox or of several")
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(d.patience):
+		}
+	}
 }
 
 func (d *direct) close() {
@@ -61,12 +95,9 @@ const (
 	ruleLost  = "lost"  // flows that there is no record of
 )
 
-// recordLoss says that there are flows without a record, from before an event.
-func (d *direct) recordLoss(e kernel.Event) {
-	d.log.Append(audit.Record{
-		Time: e.Began, Protocol: audit.TCP, Rule: ruleLost,
-		Reason: "there were more flows than could be recorded, of one sandbox or of several",
-	})
+// recordLoss says that from some moment on there are flows without a record.
+func (d *direct) recordLoss(at time.Time, reason string) {
+	d.log.Append(audit.Record{Time: at, Protocol: audit.TCP, Rule: ruleLost, Reason: reason})
 }
 
 // record writes what became of a flow. Slots that wait for a sandbox have none.

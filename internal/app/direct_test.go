@@ -1,11 +1,16 @@
 package app
 
 import (
+	"context"
+	"log/slog"
 	"net/netip"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/moat-sandbox/moat/internal/audit"
 	"github.com/moat-sandbox/moat/internal/egress"
@@ -128,5 +133,64 @@ func TestDirectRecords(t *testing.T) {
 				t.Errorf("the record is %+v, want %+v", r, want)
 			}
 		})
+	}
+}
+
+// script is a kernel that can be heard only now and then: each Watch tells the
+// next line's events and fails, and the one after the last goes on.
+type script [][]kernel.Event
+
+func (s *script) Watch(ctx context.Context, tell func(kernel.Event)) error {
+	if len(*s) == 0 {
+		<-ctx.Done()
+		return nil
+	}
+	for _, e := range (*s)[0] {
+		tell(e)
+	}
+	*s = (*s)[1:]
+	return unix.ENOBUFS
+}
+
+func (s *script) Lost() uint64 { return 0 }
+
+// A kernel that cannot be heard is listened to again, and the log says once that
+// flows are missing.
+func TestDirectSurvivesTheKernel(t *testing.T) {
+	log, err := audit.New(audit.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var tenants egress.Registry
+	src := netip.MustParseAddr("198.18.0.3")
+	tenants.Put(src, netip.Addr{}, egress.Tenant{Sandbox: "s"})
+	e := []kernel.Event{{Src: src, Dst: netip.MustParseAddrPort("1.1.1.1:22"), Outcome: kernel.Ended}}
+	d := &direct{
+		log: log, tenants: &tenants, meant: func(string, netip.Addr) (string, bool) { return "", false },
+		logger: slog.New(slog.DiscardHandler), patience: time.Nanosecond,
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	d.stop = cancel
+	d.watching.Go(func() error {
+		d.watch(ctx, &script{nil, nil, e, nil, e})
+		return nil
+	})
+	defer d.close()
+
+	f := log.Follow(audit.Filter{Everyone: true})
+	defer f.Close()
+	want := []string{ruleLost, ruleEnded, ruleLost, ruleEnded, ruleLost}
+	var got []string
+	for len(got) < len(want) {
+		page, err := f.Next(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range page.Records {
+			got = append(got, r.Rule)
+		}
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("the rules of the records are %v, want %v", got, want)
 	}
 }

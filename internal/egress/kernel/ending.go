@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/vishvananda/netlink/nl"
@@ -33,30 +34,35 @@ func accountFlows() error {
 // forgetPause is how often the tracker is made to forget what has expired.
 const forgetPause = 2 * time.Second
 
-// forgetExpired makes the tracker forget flows soon after their time. Left alone
-// it looks for them once a minute. Asked for a list it drops what has expired
-// from it; nothing is on this one.
-func forgetExpired(ctx context.Context) error {
-	t, err := openTracker()
-	if err != nil {
-		return err
-	}
-	defer t.close()
-	tick := time.NewTicker(forgetPause)
-	defer tick.Stop()
+// forgetExpired makes the tracker forget, at each tick until ctx ends, what has
+// expired. Flows are only told later if that fails, so it goes on.
+func forgetExpired(ctx context.Context, tick <-chan time.Time, forget func() error, log *slog.Logger) {
+	failing := false
 	for {
 		select {
 		case <-ctx.Done():
-			return nil
-		case <-tick.C:
+			return
+		case <-tick:
 		}
-		req := t.request(nl.IPCTNL_MSG_CT_GET, unix.NLM_F_DUMP, unix.AF_UNSPEC)
-		req.AddRawData(be32(be32(nil, nl.CTA_MARK, noMark), ctaMarkMask, noMark))
-		err := req.ExecuteIter(unix.NETLINK_NETFILTER, 0, func([]byte) bool { return true })
-		if err != nil && !errors.Is(err, nl.ErrDumpInterrupted) {
-			return fmt.Errorf("make the tracker forget: %w", err)
+		err := forget()
+		if err != nil && !failing {
+			log.Warn("flows that have ended are told late", "error", err)
 		}
+		failing = err != nil
 	}
+}
+
+// forget makes the tracker forget flows soon after their time. Left alone it
+// looks for them once a minute. Asked for a list it drops what has expired from
+// it; nothing is on this one.
+func (t *tracker) forget() error {
+	req := t.request(nl.IPCTNL_MSG_CT_GET, unix.NLM_F_DUMP, unix.AF_UNSPEC)
+	req.AddRawData(be32(be32(nil, nl.CTA_MARK, noMark), ctaMarkMask, noMark))
+	err := req.ExecuteIter(unix.NETLINK_NETFILTER, 0, func([]byte) bool { return true })
+	if err != nil && !errors.Is(err, nl.ErrDumpInterrupted) {
+		return fmt.Errorf("make the tracker forget: %w", err)
+	}
+	return nil
 }
 
 // noMark is a mark that no flow has, and all of its bits.

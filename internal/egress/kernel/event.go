@@ -82,6 +82,13 @@ func (n *Network) watch(ctx context.Context, tell func(Event), ready func()) (er
 	if err != nil {
 		return fmt.Errorf("watch flows: %w", err)
 	}
+	expired, err := openTracker()
+	if err != nil {
+		return fmt.Errorf("watch flows: %w", err)
+	}
+	defer expired.close()
+	tick := time.NewTicker(forgetPause)
+	defer tick.Stop()
 	ready()
 	var one sync.Mutex
 	tellOne := func(e Event, known bool) {
@@ -92,7 +99,10 @@ func (n *Network) watch(ctx context.Context, tell func(Event), ready func()) (er
 		}
 	}
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return forgetExpired(ctx) })
+	group.Go(func() error {
+		forgetExpired(ctx, tick.C, expired.forget, n.log)
+		return nil
+	})
 	group.Go(func() error {
 		return refusals.run(ctx, func(m message) { tellOne(n.refusal(m, time.Now())) })
 	})

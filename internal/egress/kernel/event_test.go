@@ -3,8 +3,10 @@ package kernel
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -217,6 +219,27 @@ func TestOnlyOneWatches(t *testing.T) {
 	watch(t, n)
 	if err := n.Watch(context.Background(), func(Event) {}); err == nil {
 		t.Error("a second one watches")
+	}
+}
+
+// One failure does not end the forgetting, and many are told once.
+func TestForgettingGoesOn(t *testing.T) {
+	var said strings.Builder
+	tick, calls := make(chan time.Time), make(chan error)
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		forgetExpired(ctx, tick, func() error { return <-calls }, slog.New(slog.NewTextHandler(&said, nil)))
+	}()
+	for _, outcome := range []error{unix.ENOBUFS, unix.ENOBUFS, nil, unix.ENOBUFS} {
+		tick <- time.Now()
+		calls <- outcome
+	}
+	cancel()
+	<-ended
+	if n := strings.Count(said.String(), unix.ENOBUFS.Error()); n != 2 {
+		t.Errorf("two times of failures were told %d times: %s", n, said.String())
 	}
 }
 
