@@ -143,7 +143,7 @@ func TestSlowBody(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer conn.Close()
-		if err := conn.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		if err := conn.SetDeadline(time.Now().Add(30 * time.Second)); err != nil {
 			t.Fatal(err)
 		}
 		fmt.Fprintf(conn, "%s\r\nHost: x\r\nContent-Length: 100\r\n\r\n{", request)
@@ -168,12 +168,12 @@ func TestSlowBody(t *testing.T) {
 // TestBodyDeadlineEndsWithTheBody: it bounds the body, not what is done with it.
 func TestBodyDeadlineEndsWithTheBody(t *testing.T) {
 	r := newRig(t)
-	r.api.bodyTimeout = 50 * time.Millisecond
+	r.api.bodyTimeout = 500 * time.Millisecond
 	wait := func(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			t.Errorf("the request was cancelled: %v", context.Cause(ctx))
-		case <-time.After(4 * r.api.bodyTimeout):
+		case <-time.After(2 * r.api.bodyTimeout):
 		}
 	}
 	r.engine.hook = wait

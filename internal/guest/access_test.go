@@ -165,7 +165,7 @@ func TestFirstEventIsFlushedAtOnce(t *testing.T) {
 	body := "\x00\x00\x00\x00" + string(rune(len(message))) + message
 	fmt.Fprintf(conn, "POST /process.Process/Start HTTP/1.1\r\nHost: x\r\nContent-Type: application/connect+json\r\n"+
 		"Connect-Content-Encoding: identity\r\nConnect-Protocol-Version: 1\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
-	if err := conn.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+	if err := conn.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
 		t.Fatal(err)
 	}
 	in := bufio.NewReader(conn)

@@ -178,7 +178,7 @@ func TestASlowListenerHoldsTheProcessBack(t *testing.T) {
 func TestTheDeadlineKills(t *testing.T) {
 	d := ready(t, api.GuestInit{})
 	c := d.process(nil)
-	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 	defer cancel()
 	stream, pid := begin(t, ctx, c, shell("exec sleep 60"))
 	_ = stream.Close() // the deadline stays

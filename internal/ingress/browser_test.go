@@ -237,7 +237,7 @@ func TestLinkEndsStreams(t *testing.T) {
 	expires := time.Now().Add(2 * time.Second).Truncate(time.Second)
 	byLink := dial(http.Header{"Cookie": {cookieFor(c, b, expires)}})
 	byToken := dial(http.Header{"E2b-Traffic-Access-Token": {b.Token.Reveal()}})
-	within(t, 10*time.Second, "the end", func() {
+	within(t, 30*time.Second, "the end", func() {
 		if _, _, err := byLink.Read(context.Background()); !isReset(err) {
 			t.Errorf("got %v, want a reset", err)
 		}

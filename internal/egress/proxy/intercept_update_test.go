@@ -193,7 +193,7 @@ func TestAttack06FramesOfOurOwn(t *testing.T) {
 func (b *box) frames(t *testing.T, fields ...string) string {
 	t.Helper()
 	conn := tls.Client(b.tls(t), &tls.Config{ServerName: "example.com", RootCAs: b.w.trusted(), NextProtos: []string{"h2"}})
-	_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
+	_ = conn.SetDeadline(time.Now().Add(30 * time.Second))
 	var block strings.Builder
 	encoder := hpack.NewEncoder(&block)
 	for i := 0; i < len(fields); i += 2 {
