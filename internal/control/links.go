@@ -48,7 +48,9 @@ func createLink(c *call) error {
 	}
 	switch {
 	case c.Domain == "":
-		return &fault{status: http.StatusNotImplemented, message: "This server has no domain: links need hosts of their own"}
+		// What stands in the way is how the server was set up, so it is a conflict as
+		// below; 501 is for what no server of ours can do yet.
+		return &fault{status: http.StatusConflict, message: "This server has no domain, and a link needs a host of its own"}
 	case record.Ingress.PublicPort(port):
 		return &fault{status: http.StatusConflict, message: fmt.Sprintf("Port %d of sandbox %q is open to everybody: it needs no link", port, c.id)}
 	}

@@ -58,5 +58,5 @@ func TestLinkRefusals(t *testing.T) {
 	r.send(keyA, "POST", "/sandboxes/"+id+"/links", `{"port":8080}`).want(http.StatusNotFound, "doesn't exist")
 	bare := newRig(t)
 	id = bare.create(keyA, `"network":{"allowPublicTraffic":false}`).SandboxID
-	bare.send(keyA, "POST", "/sandboxes/"+id+"/links", `{"port":8080}`).want(http.StatusNotImplemented, "no domain")
+	bare.send(keyA, "POST", "/sandboxes/"+id+"/links", `{"port":8080}`).want(http.StatusConflict, "no domain")
 }

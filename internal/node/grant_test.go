@@ -142,6 +142,31 @@ func TestGrantsSurviveARestart(t *testing.T) {
 	eventually(t, func() bool { return !r.reaches(record, "9.9.9.9") }) // the timers run again
 }
 
+// Where there is no room to store that a grant is over, it is over all the same
+// before the new server is there, and stored as such as soon as there is room.
+func TestGrantIsOverOnAFullDisk(t *testing.T) {
+	r := newRig(t)
+	n := r.open()
+	record := closed(t, n)
+	brief := grant(t, n, record.ID, "1.1.1.1", 2*time.Second)
+	n.Close()
+	time.Sleep(time.Until(brief.ExpiresAt))
+	if !r.reaches(record, "1.1.1.1") {
+		t.Fatal("it ended before the restart")
+	}
+	r.setBroken("disk full", true)
+	n = r.open()
+	defer n.Close()
+	if r.reaches(record, "1.1.1.1") {
+		t.Error("it is in force after the restart")
+	}
+	r.setBroken("disk full", false)
+	n.endGrants(record.ID) // what the timer does again
+	if stored, err := r.store.Sandbox(t.Context(), record.ID); err != nil || len(stored.Grants) != 0 {
+		t.Errorf("stored: %+v, %v", stored.Grants, err)
+	}
+}
+
 // What cannot be enforced is not granted, and a failure leaves nothing behind.
 func TestGrantFailsWhole(t *testing.T) {
 	r := newRig(t)

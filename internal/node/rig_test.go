@@ -408,6 +408,9 @@ func (s *brokenStore) UpdateSandbox(ctx context.Context, id string, change func(
 	if err := s.rig.breaks("update"); err != nil {
 		return store.Sandbox{}, err
 	}
+	if s.rig.breaks("disk full") != nil {
+		return store.Sandbox{}, store.ErrFull
+	}
 	return s.Store.UpdateSandbox(ctx, id, change)
 }
 
