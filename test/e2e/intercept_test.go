@@ -37,6 +37,9 @@ func withKey(t *testing.T) *harness.Server {
 // talkers ask %s for a page with the Authorization of their own, each in the
 // way of its kind, and trust what the sandbox trusts.
 var talkers = map[string]string{
+	"requests":     `python3 -c 'import requests, sys; print(requests.get(sys.argv[1], headers={"authorization": "mine"}).text)' %s/headers`,
+	"pip":          `python3 -m pip download --retries 0 --no-deps --index-url %s/ six 2>&1 | grep "No matching distribution"`,
+	"Java":         `java Fetch.java %s/headers`,
 	"Node https":   `node -e 'require("https").get(process.argv[1], {headers: {authorization: "mine"}}, r => r.pipe(process.stdout))' %s/headers`,
 	"Go, and gRPC": prober + ` grpc %s`,
 	"WebSocket":    prober + ` websocket %s/ws`,
@@ -49,6 +52,7 @@ var talkers = map[string]string{
 func TestInjectedIntoStreams(t *testing.T) {
 	s := withKey(t)
 	box := withProber(t, s, keyed())
+	box.Upload(t, "testdata/Fetch.java", "Fetch.java")
 	for name, program := range talkers {
 		for _, host := range []string{"example.com", "google.com"} {
 			from := len(s.Lab.Requests())
