@@ -14,7 +14,10 @@ type Question struct {
 	// Host is the name that the connection is for. Without Address the address
 	// that the name has is taken for one that no entry names.
 	Host string `json:"host,omitempty"`
-	// Address is the IPv4 or IPv6 address to contact.
+	// Address is the IPv4 or IPv6 address to contact, with URL too if there is a
+	// name in that. Where rules decide about the host it is taken for one that
+	// the name has: requests to those never go to an address of the sandbox's
+	// choice.
 	Address string `json:"address,omitempty"`
 	// Port is 0 for ICMP and DNS.
 	Port int64 `json:"port,omitzero"`

@@ -106,6 +106,8 @@ type question struct {
 	dst   netip.AddrPort // without an address where that is not known
 	// request is what is asked for on the flow; without scheme for nothing.
 	request policy.Request
+	// recorded says that all that there was on the flow is known.
+	recorded bool
 }
 
 func (q question) decideFlow(p *policy.Policy) policy.Decision {
@@ -185,8 +187,8 @@ func (q *question) speak(body api.Question) error {
 
 // fromURL puts what a URL says in its place.
 func fromURL(body api.Question) (api.Question, *url.URL, error) {
-	if body.Host != "" || body.Address != "" || body.Port != 0 || body.Protocol != "" {
-		return body, nil, badRequest("url excludes host, address, port and protocol")
+	if body.Host != "" || body.Port != 0 || body.Protocol != "" {
+		return body, nil, badRequest("url excludes host, port and protocol")
 	}
 	u, err := url.Parse(body.URL)
 	ports := map[string]int64{"http": 80, "ws": 80, "https": 443, "wss": 443}
@@ -200,6 +202,9 @@ func fromURL(body api.Question) (api.Question, *url.URL, error) {
 		}
 	}
 	if addr, err := netip.ParseAddr(u.Hostname()); err == nil {
+		if body.Address != "" {
+			return body, nil, badRequest("address excludes a url with an address in it")
+		}
 		body.Address = addr.String()
 	} else {
 		body.Host = u.Hostname()

@@ -24,6 +24,9 @@ func TestExplain(t *testing.T) {
 	ruled := r.create(keyA, `"allow_internet_access":false,"network":{"rules":[
 		{"name":"no admin","match":{"host":"api.example.com","path":"/admin*"},"action":{"allow":false}},
 		{"name":"reads","match":{"host":"api.example.com","method":["GET"]},"action":{"allow":true,"stripCredentials":true,"inject":[{"header":"authorization","secret":"s"}]}}]}`).SandboxID
+	byAddress := r.create(keyA, `"network":{"allowOut":["1.1.1.0/24"],"denyOut":["0.0.0.0/0"],"rules":[
+		{"name":"reads","match":{"host":"1.1.1.1","scheme":"http","method":["GET"]},"action":{"allow":true}}]}`).SandboxID
+	headers := r.create(keyA, `"network":{"allowOut":["1.1.1.1"],"denyOut":["0.0.0.0/0"],"rules":{"api.example.com":[{"transform":{"headers":{"X-A":"1"}}}]}}`).SandboxID
 	for _, c := range []struct {
 		id, body string
 		want     api.Decision
@@ -46,6 +49,22 @@ func TestExplain(t *testing.T) {
 		{ruled, `{"host":"api.example.com","port":443}`, api.Decision{Verdict: "allow", Rule: "rules", Entry: "api.example.com", Reason: "api.example.com in rules covers api.example.com, and decides about each request"}},
 		{open, `{"url":"https://example.org"}`, api.Decision{Verdict: "allow", Rule: "default", Reason: "example.org is in no list and the default is allow"}},
 		{open, `{"host":"example.org","address":"8.8.8.8","port":443}`, api.Decision{Verdict: "deny", Rule: "default", Reason: "no entry of allowOut names example.org"}},
+		// An address of the sandbox's choice: rules about it are asked, and what
+		// rules are about does not go there.
+		{byAddress, `{"address":"1.1.1.1","port":80}`, api.Decision{
+			Verdict: "allow", Rule: "allowOut", Entry: "1.1.1.0/24", Reason: "1.1.1.1 is in allowOut entry 1.1.1.0/24; rules decide about each request to that address",
+		}},
+		{byAddress, `{"host":"x.org","address":"1.1.1.1","port":80}`, api.Decision{
+			Verdict: "allow", Rule: "allowOut", Entry: "1.1.1.0/24", Reason: "1.1.1.1 is in allowOut entry 1.1.1.0/24; rules decide about each request to that address",
+		}},
+		{byAddress, `{"host":"x.org","address":"1.1.1.2","port":80}`, api.Decision{Verdict: "allow", Rule: "allowOut", Entry: "1.1.1.0/24", Reason: "1.1.1.2 is in allowOut entry 1.1.1.0/24"}},
+		{byAddress, `{"url":"http://x.org/","address":"1.1.1.1"}`, api.Decision{
+			Verdict: "allow", Rule: "allowOut", Entry: "1.1.1.0/24", Reason: "1.1.1.1 is in allowOut entry 1.1.1.0/24", Change: &api.RequestChange{Rule: "reads"},
+		}},
+		{byAddress, `{"url":"http://x.org/","address":"1.1.1.1","method":"PUT"}`, api.Decision{Verdict: "deny", Rule: "rules", Reason: "no rule for 1.1.1.1 matches the request"}},
+		{byAddress, `{"url":"http://x.org/","address":"1.1.1.2","method":"PUT"}`, api.Decision{Verdict: "allow", Rule: "allowOut", Entry: "1.1.1.0/24", Reason: "1.1.1.2 is in allowOut entry 1.1.1.0/24"}},
+		{headers, `{"url":"https://api.example.com/","address":"1.1.1.1"}`, api.Decision{Verdict: "deny", Rule: "denyOut", Entry: "0.0.0.0/0", Reason: "no entry of allowOut names api.example.com"}},
+		{headers, `{"url":"https://www.example.com/","address":"1.1.1.1"}`, api.Decision{Verdict: "allow", Rule: "allowOut", Entry: "1.1.1.1", Reason: "1.1.1.1 is in allowOut entry 1.1.1.1"}},
 	} {
 		want := api.Explanation{Decision: c.want, Generation: 1}
 		if got := r.explain(c.id, c.body); !reflect.DeepEqual(got, want) {
@@ -59,26 +78,27 @@ func TestExplain(t *testing.T) {
 	path := "/sandboxes/" + id + "/network/explain"
 	for body, text := range map[string]string{
 		`{}`: `one of url, host, address and candidate is needed`,
-		`{"candidate":{"allowPublicTraffic":false}}`: `allowPublicTraffic cannot be changed after the sandbox is created`,
-		`{"adress":"1.1.1.1"}`:                       `adress is not a setting here`,
-		`{"port":443}`:                               `host or address is needed`,
-		`{"address":"example.com"}`:                  `"example.com" is not an IPv4 or IPv6 address`,
-		`{"address":"fe80::1%eth0"}`:                 `is not an IPv4 or IPv6 address`,
-		`{"host":"a..b","port":443}`:                 `host "a..b" is not a domain name`,
-		`{"host":"a.b","port":443,"method":"GET"}`:   `method needs url`,
-		`{"url":"http://a.b","method":"GE T"}`:       `method "GE T" is not a method`,
-		`{"url":"ftp://example.com/"}`:               `url is not one of http or https`,
-		`{"url":"https://example.com","port":1}`:     `url excludes`,
-		`{"url":"https://example.com:99999/"}`:       `port 99999`,
-		`{"host":"a.b","protocol":"dns","port":53}`:  `protocol dns needs a host`,
-		`{"address":"1.1.1.1","port":65536}`:         `port 65536`,
-		`{"address":"1.1.1.1","protocol":"sctp"}`:    `protocol "sctp"`,
-		`{"address":"1.1.1.1","port":"443"}`:         `port`,
-		`{"address":"1.1.1.1","address":"1.1.1.2"}`:  `address`,
-		`{"candidate":{"allowOut":["1.1.1.300"]}}`:   `1.1.1.300`,
-		`{"candidate":{"allowout":["1.1.1.1"]}}`:     `candidate.allowout is not a setting here`,
-		`{"candidate":{"allowOut":["a.b"]}}`:         `ALL_TRAFFIC`,
-		`{"candidate":{"allowOut":"1.1.1.1"}}`:       `candidate.allowOut must be a list`,
+		`{"candidate":{"allowPublicTraffic":false}}`:    `allowPublicTraffic cannot be changed after the sandbox is created`,
+		`{"adress":"1.1.1.1"}`:                          `adress is not a setting here`,
+		`{"port":443}`:                                  `host or address is needed`,
+		`{"address":"example.com"}`:                     `"example.com" is not an IPv4 or IPv6 address`,
+		`{"address":"fe80::1%eth0"}`:                    `is not an IPv4 or IPv6 address`,
+		`{"host":"a..b","port":443}`:                    `host "a..b" is not a domain name`,
+		`{"host":"a.b","port":443,"method":"GET"}`:      `method needs url`,
+		`{"url":"http://a.b","method":"GE T"}`:          `method "GE T" is not a method`,
+		`{"url":"ftp://example.com/"}`:                  `url is not one of http or https`,
+		`{"url":"https://example.com","port":1}`:        `url excludes`,
+		`{"url":"https://1.2.3.4","address":"1.2.3.5"}`: `address excludes a url with an address in it`,
+		`{"url":"https://example.com:99999/"}`:          `port 99999`,
+		`{"host":"a.b","protocol":"dns","port":53}`:     `protocol dns needs a host`,
+		`{"address":"1.1.1.1","port":65536}`:            `port 65536`,
+		`{"address":"1.1.1.1","protocol":"sctp"}`:       `protocol "sctp"`,
+		`{"address":"1.1.1.1","port":"443"}`:            `port`,
+		`{"address":"1.1.1.1","address":"1.1.1.2"}`:     `address`,
+		`{"candidate":{"allowOut":["1.1.1.300"]}}`:      `1.1.1.300`,
+		`{"candidate":{"allowout":["1.1.1.1"]}}`:        `candidate.allowout is not a setting here`,
+		`{"candidate":{"allowOut":["a.b"]}}`:            `ALL_TRAFFIC`,
+		`{"candidate":{"allowOut":"1.1.1.1"}}`:          `candidate.allowOut must be a list`,
 	} {
 		r.send(keyA, "POST", path, body).want(http.StatusBadRequest, text)
 	}
@@ -153,10 +173,16 @@ func TestReplayOfRules(t *testing.T) {
 			Sandbox: id, Protocol: audit.HTTP, Verdict: policy.Allow, Name: "x.example", Dst: netip.AddrPortFrom(to, 80), Method: method, Path: "/",
 		})
 	}
+	r.flows.Append(audit.Record{Sandbox: id, Protocol: audit.TCP, Verdict: policy.Allow, Dst: netip.AddrPortFrom(to, 80)})
 	r.flows.Append(audit.Record{Sandbox: id, Protocol: audit.UDP, Verdict: policy.Deny, Rule: "quic", Dst: netip.AddrPortFrom(to, 443)})
 	rules := `[{"name":"r","match":{"host":"93.184.216.34","scheme":"http","method":["GET"]},"action":{"allow":true}}]`
 	replay := r.explain(id, `{"candidate":{"rules":`+rules+`}}`).Replay
-	if len(replay.Refused) != 1 || replay.Refused[0].Reason != "no rule for 93.184.216.34 matches the request" || len(replay.Allowed) != 0 {
+	reasons := make(map[string]bool)
+	for _, flow := range replay.Refused {
+		reasons[flow.Protocol+": "+flow.Reason] = true
+	}
+	if !reasons["http: no rule for 93.184.216.34 matches the request"] || !reasons["tcp: rules decide about each request to 93.184.216.34, and this is none"] ||
+		len(replay.Refused) != 2 || len(replay.Allowed) != 0 {
 		t.Errorf("with rules: %+v", replay)
 	}
 	if replay := r.explain(id, `{"candidate":{}}`).Replay; len(replay.Refused) != 0 || len(replay.Allowed) != 1 || replay.Allowed[0].Protocol != "udp" {

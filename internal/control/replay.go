@@ -92,7 +92,7 @@ func fromRecord(r audit.Record, never *policy.Never) (q question, ok bool) {
 	if r.Verdict == policy.Deny && !slices.Contains(policyRules, r.Rule) {
 		return q, false
 	}
-	q.dst = r.Dst
+	q.dst, q.recorded = r.Dst, true
 	if r.Name != "" {
 		name, err := policy.ParseName(r.Name)
 		if err != nil {

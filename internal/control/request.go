@@ -19,17 +19,27 @@ type opinion struct {
 	policy.Decision
 	action policy.Action // of the rule that matched, if one did
 	denied bool          // by rules, whatever the lists say
+	each   bool          // rules about the address decide about each request
 }
 
 // decide asks as the proxy does: what rules deny is denied, and all else is for
 // the lists.
 func (q question) decide(p *policy.Policy) opinion {
 	a := opinion{Decision: q.decideFlow(p)}
+	byAddress := a.Verdict == policy.Allow && q.byAddress(p)
 	if q.request.Scheme == "" {
+		none := p.RequestAt(q.dst, nil)
+		switch {
+		case !byAddress || none.Verdict == policy.Allow:
+			return a
+		case q.recorded: // and no request was seen
+			return opinion{action: none, denied: true}
+		}
+		a.each = true
 		return a
 	}
 	action := p.Request(q.request)
-	if action.Verdict == policy.Allow && action.Rule == "" && a.Verdict == policy.Allow && q.byAddress(p) {
+	if action.Verdict == policy.Allow && action.Rule == "" && byAddress {
 		action = p.RequestAt(q.dst, &q.request)
 	}
 	if action.Verdict == policy.Deny {
@@ -41,9 +51,9 @@ func (q question) decide(p *policy.Policy) opinion {
 	return a
 }
 
-// byAddress reports whether it is the address that allows a flow with a name.
+// byAddress reports whether it is the address that allows a flow that is allowed.
 func (q question) byAddress(p *policy.Policy) bool {
-	return q.name != policy.Name{} && p.DecideName(q.name, q.proto, q.dst.Port()).Verdict != policy.Allow
+	return q.proto == policy.TCP && !q.dns && (q.name == policy.Name{} || p.DecideName(q.name, q.proto, q.dst.Port()).Verdict != policy.Allow)
 }
 
 func (o opinion) view() api.Decision {
@@ -51,6 +61,9 @@ func (o opinion) view() api.Decision {
 		return api.Decision{Verdict: policy.Deny.String(), Rule: policy.RuleRequests.String(), Entry: o.action.Rule, Reason: o.action.Reason()}
 	}
 	view := api.Decision{Verdict: o.Verdict.String(), Rule: o.Decision.Rule.String(), Entry: o.Entry, Reason: o.Decision.Reason()}
+	if o.each {
+		view.Reason += "; rules decide about each request to that address"
+	}
 	if o.action.Rule == "" {
 		return view
 	}

@@ -7,7 +7,10 @@ import "net/netip"
 // address that the sandbox contacts is never reachable. One that stands for a
 // forbidden name counts as none of these. An invalid address is one that is not
 // known yet; then what holds for addresses at large counts, and the address that
-// the name turns out to have may still be denied. It allocates nothing.
+// the name turns out to have may still be denied. That is what counts too where
+// rules decide about requests to the name: those never go to an address of the
+// sandbox's choice, and the one given is taken for one that the name has. It
+// allocates nothing.
 func (p *Policy) DecideFlow(name Name, f Flow) Decision {
 	if p != nil && !Synthetic().Contains(f.Dst.Addr()) {
 		if r, never := p.never.Find(f.Dst.Addr()); never && f.Dst.Addr().IsValid() {
@@ -18,8 +21,12 @@ func (p *Policy) DecideFlow(name Name, f Flow) Decision {
 	if p == nil || d.Verdict == Allow || d.Rule == RuleProtocol {
 		return d
 	}
+	ruled := f.Proto == TCP && p.judges(name, f.Dst.Port())
+	if ruled && p.DecideQuery(name).Verdict != Allow {
+		return d
+	}
 	if f.Dst.Addr().IsValid() {
-		if by := p.Decide(f); by.Verdict == Allow {
+		if by := p.Decide(f); by.Verdict == Allow || ruled && by.Rule != RuleNever {
 			return by
 		}
 		return d

@@ -12,6 +12,9 @@ func TestDecideFlow(t *testing.T) {
 	udp := policy.Flow{Proto: policy.UDP, Dst: unknown.Dst}
 	names := policy.Document{AllowOut: []string{"*.example.com", "1.1.1.1"}, DenyOut: []string{policy.AllTraffic}}
 	open := policy.Document{Default: policy.Allow, DenyOut: []string{"8.8.8.8"}}
+	set := policy.Rules{Hosts: []policy.HostRule{{Host: "api.org", Strict: true}}}
+	ruled := policy.Document{AllowOut: []string{"1.1.1.1"}, DenyOut: []string{policy.AllTraffic}, Rules: set}
+	openRuled := policy.Document{Default: policy.Allow, DenyOut: []string{"8.8.8.8"}, Rules: set}
 	for _, c := range []struct {
 		doc    policy.Document
 		name   string
@@ -32,8 +35,17 @@ func TestDecideFlow(t *testing.T) {
 		{open, "evil.org", unknown, policy.Allow, "evil.org is in no list and the default is allow"},
 		{open, "evil.org", udp, policy.Allow, "evil.org is in no list and the default is allow"},
 		{open, "evil.org", flow("8.8.8.8:443"), policy.Deny, "no entry of allowOut names evil.org"},
+		// What rules decide about goes to addresses that the name has, and to none
+		// of the sandbox's choice.
+		{ruled, "evil.org", flow("1.1.1.1:443"), policy.Allow, "1.1.1.1 is in allowOut entry 1.1.1.1"},
+		{ruled, "api.org", flow("1.1.1.1:443"), policy.Deny, "no entry of allowOut names api.org"},
+		{ruled, "api.org", flow("1.1.1.1:80"), policy.Deny, "no entry of allowOut names api.org"},
+		{ruled, "api.org", flow("1.1.1.1:22"), policy.Allow, "1.1.1.1 is in allowOut entry 1.1.1.1"},
+		{openRuled, "api.org", unknown, policy.Allow, "api.org is in no list and the default is allow"},
+		{openRuled, "api.org", flow("9.9.9.9:443"), policy.Allow, "9.9.9.9 is in no list and the default is allow"},
+		{openRuled, "api.org", flow("8.8.8.8:443"), policy.Deny, "8.8.8.8 is in denyOut entry 8.8.8.8"},
 	} {
-		p, err := policy.Parse(c.doc, policy.Options{})
+		p, err := policy.Parse(c.doc, policy.Options{Rules: true})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -137,11 +137,16 @@ func (p *Policy) RequestAt(to netip.AddrPort, r *Request) Action {
 // Terminates reports whether TLS connections for a name must be opened, so that
 // Request can be asked about what is in them. All others pass untouched.
 func (p *Policy) Terminates(name Name) bool {
+	return p.judges(name, PortHTTPS)
+}
+
+// judges reports whether rules decide about the requests to a name on a port.
+func (p *Policy) judges(name Name, port uint16) bool {
 	if p == nil {
 		return false
 	}
 	h := p.rules.find(name, netip.Addr{})
-	return h != nil && h.decides&onHTTPS != 0
+	return h != nil && h.decides&portsAt(port) != 0
 }
 
 // Terminated returns the hosts for which Terminates may be true, each a name or
