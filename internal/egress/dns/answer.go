@@ -19,6 +19,11 @@ const (
 	// Nothing is remembered for longer than this, whatever its owner says.
 	maxTTL         = 24 * time.Hour
 	maxNegativeTTL = time.Hour
+	// unsaidTTL is for answers without records that say nothing of how long they
+	// hold. RFC 2308 would not have them cached, lest servers that ask each other
+	// keep one alive; nobody whom we ask asks us. Without it every question of a
+	// sandbox for such a name would leave the node.
+	unsaidTTL = 5 * time.Second
 )
 
 var (
@@ -191,7 +196,7 @@ func ttl(seconds uint32) time.Duration {
 }
 
 // findSOA returns the record that says for how long it holds that a name has
-// no records (RFC 2308), and that time: 0 if nothing says it.
+// no records (RFC 2308), and that time.
 func findSOA(authority []wire.RR, name string) (wire.RR, time.Duration) {
 	for _, rr := range authority {
 		soa, ok := rr.(*wire.SOA)
@@ -199,7 +204,7 @@ func findSOA(authority []wire.RR, name string) (wire.RR, time.Duration) {
 			return soa, min(maxNegativeTTL, ttl(soa.Hdr.Ttl), ttl(soa.Minttl))
 		}
 	}
-	return nil, 0
+	return nil, unsaidTTL
 }
 
 // admit reports whether a record may be seen. It takes out of a record what

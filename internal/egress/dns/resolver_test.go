@@ -79,8 +79,8 @@ func TestWhatMayNotBeCached(t *testing.T) {
 		{"highest bit set", func(_, _ string, q *wire.Msg) *wire.Msg { return reply(q, "example.com. 2147483648 IN A 1.1.1.1") }, 0},
 		{"a year", func(_, _ string, q *wire.Msg) *wire.Msg { return reply(q, "example.com. 31536000 IN A 1.1.1.1") }, maxTTL},
 		{"no such name", negative("com. 900 IN SOA a. b. 1 2 3 4 300"), 300 * time.Second},
-		{"no such name, says nobody", negative(""), 0},
-		{"no such name, says another zone", negative("org. 900 IN SOA a. b. 1 2 3 4 300"), 0},
+		{"no such name, says nobody", negative(""), unsaidTTL},
+		{"no such name, says another zone", negative("org. 900 IN SOA a. b. 1 2 3 4 300"), unsaidTTL},
 		{"no such name, for ever", negative("com. 31536000 IN SOA a. b. 1 2 3 4 31536000"), maxNegativeTTL},
 	} {
 		t.Run(test.name, func(t *testing.T) {
