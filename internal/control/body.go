@@ -36,6 +36,19 @@ func (c *call) body(target any, optional bool) error {
 	return decode(raw, target)
 }
 
+// sandboxBody is how a request about one sandbox begins: it reads the sandbox's
+// id, and the body, in which nothing may be that target has no member for. Rest
+// is where target keeps such things.
+func (c *call) sandboxBody(target any, rest *map[string]jsontext.Value) error {
+	if err := c.sandboxID(); err != nil {
+		return err
+	}
+	if err := c.body(target, false); err != nil {
+		return err
+	}
+	return refuseUnknown("", *rest)
+}
+
 func (c *call) readBody() ([]byte, error) {
 	raw, err := io.ReadAll(http.MaxBytesReader(c.w, c.r.Body, maxBody))
 	var tooLarge *http.MaxBytesError

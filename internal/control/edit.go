@@ -21,14 +21,8 @@ type editBody struct {
 // editNetwork changes single entries. The document is read and written in one
 // step, so two who edit at once both have their way.
 func editNetwork(c *call) error {
-	if err := c.sandboxID(); err != nil {
-		return err
-	}
 	var body editBody
-	if err := c.body(&body, false); err != nil {
-		return err
-	}
-	if err := refuseUnknown("", body.Rest); err != nil {
+	if err := c.sandboxBody(&body, &body.Rest); err != nil {
 		return err
 	}
 	if len(body.Allow)+len(body.Deny) == 0 {

@@ -27,14 +27,8 @@ type questionBody struct {
 // could take its place. They answer as what enforces them does, which is made
 // from the same value; nothing is sent.
 func explainNetwork(c *call) error {
-	if err := c.sandboxID(); err != nil {
-		return err
-	}
 	var body questionBody
-	if err := c.body(&body, false); err != nil {
-		return err
-	}
-	if err := refuseUnknown("", body.Rest); err != nil {
+	if err := c.sandboxBody(&body, &body.Rest); err != nil {
 		return err
 	}
 	asked, given, err := readQuestion(body.Question)

@@ -26,14 +26,8 @@ type grantBody struct {
 
 // addGrant allows entries for a while.
 func addGrant(c *call) error {
-	if err := c.sandboxID(); err != nil {
-		return err
-	}
 	var body grantBody
-	if err := c.body(&body, false); err != nil {
-		return err
-	}
-	if err := refuseUnknown("", body.Rest); err != nil {
+	if err := c.sandboxBody(&body, &body.Rest); err != nil {
 		return err
 	}
 	switch n := len(body.AllowOut); {

@@ -21,17 +21,11 @@ const (
 // createLink makes a URL that opens a private port to a browser. Nothing is
 // kept of it: it proves itself, until it expires or the traffic token changes.
 func createLink(c *call) error {
-	if err := c.sandboxID(); err != nil {
-		return err
-	}
 	var wanted struct {
 		api.NewLink
 		Rest map[string]jsontext.Value `json:",embed"`
 	}
-	if err := c.body(&wanted, false); err != nil {
-		return err
-	}
-	if err := refuseUnknown("", wanted.Rest); err != nil {
+	if err := c.sandboxBody(&wanted, &wanted.Rest); err != nil {
 		return err
 	}
 	port, err := appPort("port", wanted.Port)
