@@ -203,7 +203,7 @@ func TestAttack05AbsoluteFormAndConnect(t *testing.T) {
 		"allowed target, other Host":  {"GET http://example.com/ HTTP/1.1\r\nHost: evil.example\r\n\r\n", "400", nil},
 		"CONNECT":                     {"CONNECT example.com:443 HTTP/1.1\r\nHost: example.com:443\r\n\r\n", "405", nil},
 		"CONNECT to elsewhere":        {"CONNECT evil.example:443 HTTP/1.1\r\nHost: example.com\r\n\r\n", "405", nil},
-		"another port":                {"GET / HTTP/1.1\r\nHost: example.com:8080\r\n\r\n", "400", nil},
+		"another port":                {"GET / HTTP/1.1\r\nHost: example.com:8080\r\n\r\n", "421", nil},
 		"port 80 said":                {"GET / HTTP/1.1\r\nHost: example.com:80\r\n\r\n", "200", []string{"GET example.com /"}},
 		"user":                        {"GET / HTTP/1.1\r\nHost: example.com@evil.example\r\n\r\n", "400", nil},
 		"asterisk":                    {"OPTIONS * HTTP/1.1\r\nHost: example.com\r\n\r\n", "200", []string{"OPTIONS example.com *"}},

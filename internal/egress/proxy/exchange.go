@@ -99,7 +99,7 @@ func (x *exchange) target() (name policy.Name, why string, malformed *head.Error
 	a := x.request.Authority
 	if own := x.flow.original.Port(); a.Port != 0 && a.Port != own {
 		return name, "", &head.Error{
-			Status: http.StatusBadRequest,
+			Status: http.StatusMisdirectedRequest,
 			What:   fmt.Sprintf("the request is for port %d, the connection to port %d", a.Port, own),
 		}
 	}
