@@ -157,11 +157,15 @@ func (x *exchange) sendContinue() {
 	_ = x.out.Flush() // if it fails, so does the answer
 }
 
-// endInterim says that the final answer begins.
+// endInterim says that the final answer begins. It ends the connection where a
+// body is held back that nobody asks for now: it may come or not.
 func (x *exchange) endInterim() {
 	x.outMu.Lock()
 	defer x.outMu.Unlock()
 	x.final = true
+	if x.body != nil && x.request.Continue && !x.continued {
+		x.keep = false
+	}
 }
 
 // explanation is the body of the answers that do not come from a server.

@@ -21,7 +21,10 @@ const (
 // flowKey is where the context of a request has its flow.
 type flowKey struct{}
 
-// newHTTP2 returns what serves HTTP/2 on connections that are looked into.
+// newHTTP2 returns what serves HTTP/2 on connections that are looked into. It
+// does not tell clients that they can open WebSockets over it (RFC 8441), so they
+// open those over HTTP/1.1: net/http can only tell it for the whole process, and
+// browsers would then expect the same of public URLs.
 func newHTTP2(logger *slog.Logger) *http.Server {
 	s := &http.Server{
 		Handler:                      http.HandlerFunc(serveStream),

@@ -189,8 +189,8 @@ func TestExpectContinue(t *testing.T) {
 		t.Run(what, func(t *testing.T) {
 			conn := b.http(t)
 			io.WriteString(conn, strings.Replace(x.text, "%s", "example.com", 1))
-			if got, err := ending(t, conn); !strings.HasPrefix(got, x.want) || err != nil {
-				t.Errorf("%q, %v", got, err) // and the connection ended: the body may come or not
+			if got, err := ending(t, conn); !strings.HasPrefix(got, x.want) || !strings.Contains(got, "\r\nConnection: close\r\n") || err != nil {
+				t.Errorf("%q, %v", got, err) // and the connection ended, as was said: the body may come or not
 			}
 		})
 	}

@@ -10,12 +10,14 @@ import (
 	"io"
 	"net/http"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/coder/websocket"
 
 	"github.com/moat-sandbox/moat/internal/egress/proxy"
+	"github.com/moat-sandbox/moat/internal/policy"
 )
 
 // Bodies of any size go both ways at once, unchanged, with what follows them.
@@ -151,5 +153,49 @@ func TestWebSocketInTLS(t *testing.T) {
 	}
 	if r := b.records(t, 1)[0]; r.Status != http.StatusSwitchingProtocols || !slices.Equal(r.Injected, []string{"Authorization"}) {
 		t.Errorf("record %+v", r)
+	}
+}
+
+// A body that is held back is asked for by the server over HTTP/1.1. Over HTTP/2
+// we ask, when the server is connected, and not for a request that is refused.
+func TestExpectContinueInTLS(t *testing.T) {
+	for _, version := range []int{1, 2} {
+		w := newWorld(t, proxy.Limits{})
+		w.secure2(t, "example.com", func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/no" {
+				w.WriteHeader(http.StatusRequestEntityTooLarge)
+				return
+			}
+			_, _ = io.Copy(w, r.Body)
+		})
+		b := w.box(t, 1)
+		b.change(t, policy.Document{Rules: ordered(
+			policy.OrderedRule{Name: "no", Match: policy.Match{Host: "example.com", Path: "/denied"}},
+			policy.OrderedRule{Name: "all", Match: policy.Match{Host: "example.com"}, Allow: true},
+		)})
+		for path, want := range map[string]struct {
+			status int
+			asked  bool
+		}{
+			"/yes": {http.StatusOK, true}, "/no": {http.StatusRequestEntityTooLarge, version == 2}, "/denied": {http.StatusForbidden, false},
+		} {
+			asked := false
+			r := request(t, "POST", "https://example.com"+path, "Expect", "100-continue")
+			r.Body, r.ContentLength = io.NopCloser(&noticed{Reader: strings.NewReader("body"), at: func() { asked = true }}), 4
+			c := b.https(t, version)
+			c.Transport.(*http.Transport).ExpectContinueTimeout = time.Minute
+			answer, err := c.Do(r)
+			if err != nil {
+				t.Fatalf("HTTP/%d, %s: %v", version, path, err)
+			}
+			body, err := io.ReadAll(answer.Body)
+			answer.Body.Close()
+			if err != nil || answer.StatusCode != want.status || path == "/yes" && string(body) != "body" {
+				t.Errorf("HTTP/%d, %s: %s %q, %v", version, path, answer.Status, body, err)
+			}
+			if asked && !want.asked { // whether it is asked in time elsewhere is a race
+				t.Errorf("HTTP/%d, %s: the body was asked for", version, path)
+			}
+		}
 	}
 }

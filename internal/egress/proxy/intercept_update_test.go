@@ -167,6 +167,7 @@ func TestAttack06FramesOfOurOwn(t *testing.T) {
 		"fragment":                  {[]string{":method", "GET", ":scheme", "https", ":path", "/#x", ":authority", "example.com"}, "400"},
 		"a scheme that is not true": {[]string{":method", "GET", ":scheme", "http", ":path", "/", ":authority", "example.com"}, "200"},
 		"CONNECT":                   {[]string{":method", "CONNECT", ":authority", "evil.example:443"}, "405"},
+		"WebSocket by CONNECT":      {[]string{":method", "CONNECT", ":protocol", "websocket", ":scheme", "https", ":path", "/ws", ":authority", "example.com"}, "reset"},
 		"upper-case field":          {[]string{":method", "GET", ":scheme", "https", ":path", "/", ":authority", "example.com", "AUTHORIZATION", "x"}, "reset"},
 		"line break in a value":     {[]string{":method", "GET", ":scheme", "https", ":path", "/", ":authority", "example.com", "x", "a\r\nAuthorization: b"}, "reset"},
 		"transfer-encoding":         {[]string{":method", "GET", ":scheme", "https", ":path", "/", ":authority", "example.com", "transfer-encoding", "chunked"}, "400"},
@@ -212,6 +213,10 @@ func (b *box) frames(t *testing.T, fields ...string) string {
 			return "reset"
 		}
 		switch frame := frame.(type) {
+		case *http2.SettingsFrame:
+			if offered, _ := frame.Value(http2.SettingEnableConnectProtocol); offered != 0 {
+				t.Error("clients are told that WebSockets can be opened over HTTP/2")
+			}
 		case *http2.MetaHeadersFrame:
 			return frame.PseudoValue("status")
 		case *http2.RSTStreamFrame, *http2.GoAwayFrame:
