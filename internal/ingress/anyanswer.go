@@ -26,7 +26,7 @@ var hopHeaders = []string{
 // chunked ones, those that end with the connection, and everything that
 // net/http can make sense of.
 func (c *caller) relayAny(line *upstreamConn, early []byte) outcome {
-	_ = line.SetReadDeadline(time.Time{}) // if it is closed, reading fails too
+	line.bound(time.Time{})
 	c.watchClient(line)
 	limit := &io.LimitedReader{R: io.MultiReader(bytes.NewReader(early), line)}
 	in := bufio.NewReader(limit)
@@ -46,7 +46,7 @@ func (c *caller) relayAny(line *upstreamConn, early []byte) outcome {
 		_ = line.Close()
 		return c.breakOff()
 	}
-	return c.end(line, !answer.Close && in.Buffered() == 0)
+	return c.end(!answer.Close && in.Buffered() == 0)
 }
 
 // readAnswer reads the final head, and passes on the informational ones before
@@ -68,7 +68,7 @@ func (c *caller) readAnswer(in *bufio.Reader, limit *io.LimitedReader) (*http.Re
 			var out bytes.Buffer
 			writeHead(&out, answer)
 			out.WriteString("\r\n")
-			if _, err := c.conn.Write(out.Bytes()); err != nil {
+			if _, err := c.stream.Write(out.Bytes()); err != nil {
 				return nil, err
 			}
 		}
@@ -92,7 +92,7 @@ func (c *caller) sendHead(answer *http.Response) (chunked bool, err error) {
 		out.WriteString("Connection: close\r\n")
 	}
 	out.WriteString("\r\n")
-	_, err = c.conn.Write(out.Bytes())
+	_, err = c.stream.Write(out.Bytes())
 	return chunked, err
 }
 
@@ -131,7 +131,7 @@ func (c *caller) sendBody(answer *http.Response, chunked bool) error {
 				copy(out, size)
 				out = append(out, "\r\n"...)
 			}
-			if _, err := c.conn.Write(out); err != nil {
+			if _, err := c.stream.Write(out); err != nil {
 				return err
 			}
 			c.exchange.meter.toClient(n)
@@ -150,6 +150,6 @@ func (c *caller) sendBody(answer *http.Response, chunked bool) error {
 	end.WriteString("0\r\n")
 	_ = answer.Trailer.Write(&end) // a bytes.Buffer takes everything
 	end.WriteString("\r\n")
-	_, err := c.conn.Write(end.Bytes())
+	_, err := c.stream.Write(end.Bytes())
 	return err
 }

@@ -35,11 +35,14 @@ type caller struct {
 	in   *Ingress
 	conn net.Conn
 	tcp  *net.TCPConn // conn, when nothing encrypts it; else nil
-	from netip.Addr
+	// stream is how conn is read and written here.
+	stream io.ReadWriter
+	from   netip.Addr
 
 	fresh    bool        // no request has come yet
 	waiting  atomic.Bool // between requests
 	deadline time.Time   // for reading, as last set; zero when unknown
+	now      time.Time   // when the last request came or ended
 
 	buf [maxPlain]byte
 	n   int // bytes in buf; a request, and what came after it
@@ -58,14 +61,20 @@ type caller struct {
 	route     route
 	forwarded []byte
 
+	entered bool          // the upstream knows of it
 	begun   bool          // guarded by up.mu, as are the two below; see answer
 	refused *failure      // why access was withdrawn, if it was
 	line    *upstreamConn // into the sandbox
 }
 
 func newCaller(s *Server, conn net.Conn) *caller {
-	c := &caller{srv: s, in: s.in, conn: conn, fresh: true}
-	c.tcp, _ = conn.(*net.TCPConn)
+	c := &caller{srv: s, in: s.in, conn: conn, stream: conn, fresh: true, now: time.Now()}
+	if tcp, ok := conn.(*net.TCPConn); ok {
+		c.tcp = tcp
+		if quick, err := newSocket(tcp); err == nil { // else it is closed already
+			c.stream = quick
+		}
+	}
 	if from, err := netip.ParseAddrPort(conn.RemoteAddr().String()); err == nil {
 		c.from = from.Addr().Unmap()
 	}
@@ -140,11 +149,10 @@ func (c *caller) greet() outcome {
 // await reads until a whole head is there.
 func (c *caller) await() outcome {
 	c.waiting.Store(true)
-	now := time.Now()
 	if c.fresh {
-		c.setDeadline(now.Add(c.in.headerTimeout))
-	} else if c.deadline.Sub(now) < idleTime-deadlineSlack {
-		c.setDeadline(now.Add(idleTime))
+		c.setDeadline(time.Now().Add(c.in.headerTimeout))
+	} else if c.deadline.Sub(c.now) < idleTime-deadlineSlack {
+		c.setDeadline(c.now.Add(idleTime))
 	}
 	// After the deadline: finishUp sets another one.
 	if c.srv.closing.Load() {
@@ -162,13 +170,14 @@ func (c *caller) await() outcome {
 			}
 			partial = true
 		}
-		n, err := c.conn.Read(c.buf[c.n:])
+		n, err := c.stream.Read(c.buf[c.n:])
 		c.n += n
 		if err != nil {
 			return over
 		}
 	}
 	c.waiting.Store(false)
+	c.now = time.Now()
 	if partial || c.fresh {
 		c.deadline = time.Time{}
 	}
@@ -197,7 +206,7 @@ func (c *caller) awaitBody() bool {
 	c.setDeadline(time.Now().Add(bodyPause))
 	defer func() { c.deadline = time.Time{} }()
 	for c.n < c.size {
-		n, err := c.conn.Read(c.buf[c.n:])
+		n, err := c.stream.Read(c.buf[c.n:])
 		c.n += n
 		if err != nil {
 			return false // if the client has gone, net/http will find out
@@ -239,7 +248,7 @@ func (c *caller) watchClient(line *upstreamConn) {
 	c.setDeadline(time.Time{})
 	go func() {
 		defer close(w.done)
-		if w.n, w.err = c.conn.Read(c.buf[c.n:]); w.err != nil && !isTimeout(w.err) {
+		if w.n, w.err = c.stream.Read(c.buf[c.n:]); w.err != nil && !isTimeout(w.err) {
 			_ = line.Close() // wakes whoever waits for the answer
 		}
 	}()

@@ -96,6 +96,13 @@ type meter struct {
 	tallies [2]*tally
 }
 
+// inFlight adds to the exchanges that are under way.
+func (m *meter) inFlight(n int64) {
+	for _, t := range m.tallies {
+		t.inFlight.Add(n)
+	}
+}
+
 func (m *meter) toApp(n int) {
 	m.in.Add(int64(n))
 	for _, t := range m.tallies {

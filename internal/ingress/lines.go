@@ -1,9 +1,6 @@
 package ingress
 
-import (
-	"syscall"
-	"time"
-)
+import "time"
 
 // lines are the idle connections into a sandbox that callers use, by port, the
 // last used at the end. net/http has its own. Everything here is guarded by
@@ -16,25 +13,49 @@ type lines struct {
 // maxLines bounds the idle connections to one port.
 const maxLines = 1024
 
-// take returns an idle connection to a port, or nil.
-func (up *upstream) take(port uint16) *upstreamConn {
+// enterCaller is enter for a caller, who gets an idle connection to a port with
+// it if there is one.
+func (up *upstream) enterCaller(c *caller, limit int, port uint16, now time.Time) error {
 	up.mu.Lock()
 	defer up.mu.Unlock()
-	all := up.idle.byPort[port]
+	if err := up.admit(c, limit); err != nil {
+		return err
+	}
+	c.line = up.idle.take(port, now)
+	return nil
+}
+
+// leaveCaller is leave for a caller that has not done so. Its connection is
+// kept if it can be used again.
+func (up *upstream) leaveCaller(c *caller, again bool, now time.Time) {
+	up.mu.Lock()
+	delete(up.parties, c)
+	line := c.line
+	c.line = nil
+	keep := line == nil || again && !up.ended && c.refused == nil && up.idle.put(line, now, up.reap)
+	up.mu.Unlock()
+	if !keep {
+		_ = line.Close() // fails only when it is closed already
+	}
+}
+
+// take returns an idle connection to a port, or nil.
+func (l *lines) take(port uint16, now time.Time) *upstreamConn {
+	all := l.byPort[port]
 	if len(all) == 0 {
 		return nil
 	}
 	line := all[len(all)-1]
-	if time.Since(line.since) > idleTimeout {
+	if now.Sub(line.since) > idleTimeout {
 		return nil // and so are all others; they will be reaped
 	}
 	all[len(all)-1] = nil
-	up.idle.byPort[port] = all[:len(all)-1]
+	l.byPort[port] = all[:len(all)-1]
 	return line
 }
 
-// use tells who is waiting on a connection; false when the exchange must not go
-// on.
+// use tells who is waiting on a fresh connection; false when the exchange must
+// not go on.
 func (up *upstream) use(line *upstreamConn, c *caller) bool {
 	up.mu.Lock()
 	defer up.mu.Unlock()
@@ -52,26 +73,15 @@ func (up *upstream) goesOn(c *caller) bool {
 	return !up.ended && c.refused == nil
 }
 
-// give takes a connection back when nobody waits on it any more, and keeps it
-// if it can be used again.
-func (up *upstream) give(line *upstreamConn, c *caller, again bool) {
-	up.mu.Lock()
-	c.line = nil
-	keep := again && !up.ended && c.refused == nil && up.idle.put(line, up.reap)
-	up.mu.Unlock()
-	if !keep {
-		_ = line.Close() // fails only when it is closed already
-	}
-}
-
-func (l *lines) put(line *upstreamConn, reap func()) bool {
+// put keeps an idle connection, unless there are enough.
+func (l *lines) put(line *upstreamConn, now time.Time, reap func()) bool {
 	if len(l.byPort[line.port]) >= maxLines {
 		return false
 	}
 	if l.byPort == nil {
 		l.byPort = make(map[uint16][]*upstreamConn)
 	}
-	line.since = time.Now()
+	line.since = now
 	l.byPort[line.port] = append(l.byPort[line.port], line)
 	if l.reaper == nil {
 		l.reaper = time.AfterFunc(idleTimeout, reap)
@@ -112,21 +122,4 @@ func (up *upstream) reap() {
 	} else {
 		up.idle.reaper = nil
 	}
-}
-
-// isQuiet reports whether an idle connection is as it was left: neither closed
-// by the app nor spoken on. What the app said there unasked would be taken for
-// the answer to the next request. The deadline for reading must lie ahead.
-func (c *upstreamConn) isQuiet() bool {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return false
-	}
-	var seen error
-	err = raw.Read(func(fd uintptr) bool {
-		var one [1]byte
-		_, _, seen = syscall.Recvfrom(int(fd), one[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
-		return true
-	})
-	return err == nil && seen == syscall.EAGAIN
 }

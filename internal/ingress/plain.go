@@ -29,6 +29,7 @@ func (c *caller) serveOne() outcome {
 		return beyond
 	}
 	x := &c.exchange
+	up := x.up // most likely the same again
 	*x = exchange{in: c.in, route: c.route, changes: c.in.changes.Load()}
 	target, ok := c.in.sandboxes.Sandbox(c.route.id)
 	if !ok || !target.complete(c.route.address) || target.scheme(c.route.port) != "http" || !isPlainHost(target.MaskHost) {
@@ -39,20 +40,33 @@ func (c *caller) serveOne() outcome {
 	if fail != nil {
 		return beyond
 	}
-	var err error
-	if x.up, err = c.in.upstream(target); err != nil {
-		return beyond
+	if x.up = up; up == nil || up.done != target.Done {
+		var err error
+		if x.up, err = c.in.upstream(target); err != nil {
+			return beyond
+		}
 	}
 	x.meter.tallies = [...]*tally{&c.in.total, &x.up.tally}
 	c.begun, c.refused = false, nil
-	if err := x.up.enter(c, c.in.maxInFlight); err != nil {
+	if err := x.up.enterCaller(c, c.in.maxInFlight, c.route.port, c.now); err != nil {
 		return beyond
 	}
+	c.entered = true
+	defer c.leave(false)
 	if fail := c.recheckNow(); fail != nil {
-		x.up.leave(c)
 		return beyond
 	}
 	return c.pass(grant)
+}
+
+// leave ends the exchange for everybody else, once. The connection into the
+// sandbox may serve others then, if it can be used again.
+func (c *caller) leave(again bool) {
+	if c.entered {
+		c.entered = false
+		c.now = time.Now()
+		c.exchange.up.leaveCaller(c, again, c.now)
+	}
 }
 
 // readPlain reads the request in buf and where it goes; false when net/http
@@ -130,33 +144,35 @@ func (c *caller) recheckNow() *failure {
 	return c.exchange.recheckNow()
 }
 
-// pass finds a connection into the sandbox and exchanges request and answer on
-// it.
+// pass exchanges request and answer on the connection into the sandbox that the
+// caller got, or on a new one.
 func (c *caller) pass(g grant) outcome {
 	x := &c.exchange
-	defer x.up.leave(c)
-	for _, t := range x.meter.tallies {
-		t.inFlight.Add(1)
-		defer t.inFlight.Add(-1)
-	}
+	x.meter.inFlight(1)
+	defer x.meter.inFlight(-1)
 	if c.in.observer != nil {
 		x.record = Record{
-			Time: time.Now(), Client: c.from, Sandbox: c.route.id, Port: c.route.port,
+			Time: c.now, Client: c.from, Sandbox: c.route.id, Port: c.route.port,
 			Method: string(c.request.Method), Path: string(c.request.Path()), Verdict: Allowed, Reason: g.reason,
 		}
 	}
 	work := c.in.buffers.Get()
 	defer c.in.buffers.Put(work)
-	line := x.up.take(c.route.port)
 	result, died := beyond, true
-	if line != nil {
+	if line := c.line; line != nil { // only this goroutine ever sets it
 		result, died = c.try(line, work)
 	}
 	if died {
-		if line = c.dial(); line == nil {
+		line := c.dial()
+		if line == nil {
 			return beyond
 		}
-		result, _ = c.try(line, work)
+		if x.up.use(line, c) {
+			result, _ = c.try(line, work)
+		} else {
+			_ = line.Close() // fails only when it is closed already
+			result = c.fail(errRefused)
+		}
 	}
 	c.in.total.requests.Add(1)
 	x.up.tally.requests.Add(1)
@@ -169,19 +185,19 @@ func (c *caller) pass(g grant) outcome {
 // used it, so that the request may be sent on another one.
 func (c *caller) try(line *upstreamConn, work []byte) (result outcome, died bool) {
 	x := &c.exchange
-	if !x.up.use(line, c) {
-		_ = line.Close()
-		return c.fail(errRefused), false
+	if line.deadline.Sub(c.now) < slowAnswer {
+		line.bound(c.now.Add(2 * slowAnswer)) // not for each request
 	}
-	_ = line.SetReadDeadline(time.Now().Add(slowAnswer)) // if it is closed, reading fails too
 	old := line.used
-	if old && !line.isQuiet() {
+	line.used = true
+	n := 0
+	// What the app said unasked while nobody used the connection would be taken
+	// for the answer.
+	sent, quiet, err := line.socket.WriteIfQuiet(c.writeRequest(work[:0]))
+	if !quiet {
 		_ = line.Close()
 		return beyond, true
 	}
-	line.used = true
-	n := 0
-	sent, err := line.Write(c.writeRequest(work[:0]))
 	if err == nil {
 		n, err = c.receive(line, work)
 	}
@@ -221,10 +237,17 @@ func (c *caller) dial() *upstreamConn {
 	if err != nil {
 		return nil
 	}
-	line, err := up.adopt(raw.(*net.TCPConn), c.route.port) // what dialling "tcp" gives
+	tcp := raw.(*net.TCPConn) // what dialling "tcp" gives
+	socket, err := newSocket(tcp)
+	if err != nil {
+		_ = tcp.Close()
+		return nil
+	}
+	line, err := up.adopt(tcp, c.route.port)
 	if err != nil {
 		return nil
 	}
+	line.socket = socket
 	return line
 }
 

@@ -11,7 +11,8 @@ import (
 )
 
 const (
-	// While an answer takes longer than this, somebody watches the client.
+	// While an answer takes longer than this or twice as long, somebody watches
+	// the client.
 	slowAnswer = 50 * time.Millisecond
 	// Bodies of some size go from socket to socket, in pieces so that their
 	// bytes are counted on the way.
@@ -23,7 +24,7 @@ const (
 // that it will not be plain.
 func (c *caller) receive(line *upstreamConn, work []byte) (n int, err error) {
 	for {
-		m, err := line.Read(work[n:])
+		m, err := line.socket.Read(work[n:])
 		n += m
 		switch {
 		case err == nil:
@@ -31,7 +32,7 @@ func (c *caller) receive(line *upstreamConn, work []byte) (n int, err error) {
 				return n, nil
 			}
 		case isTimeout(err) && c.watch == nil:
-			_ = line.SetReadDeadline(time.Time{})
+			line.bound(time.Time{})
 			c.watchClient(line)
 		default:
 			return n, err
@@ -50,7 +51,7 @@ func (c *caller) relay(line *upstreamConn, work []byte, n int) outcome {
 		return c.fail(errRefused)
 	}
 	body := int(min(r.Length, int64(n-end)))
-	_, err := c.conn.Write(c.clientHead(work[:end+body], end))
+	_, err := c.stream.Write(c.clientHead(work[:end+body], end))
 	if err == nil {
 		c.exchange.meter.toClient(body)
 		err = c.copyBody(line, work, r.Length-int64(body))
@@ -60,7 +61,7 @@ func (c *caller) relay(line *upstreamConn, work []byte, n int) outcome {
 		return c.breakOff()
 	}
 	// What came after the answer was not asked for.
-	return c.end(line, !r.Last && n <= end+body)
+	return c.end(!r.Last && n <= end+body)
 }
 
 // clientHead turns an answer's head, which ends at end, into the one that the
@@ -92,7 +93,7 @@ func (c *caller) clientHead(answer []byte, end int) []byte {
 // copyBody passes on what is left of a body.
 func (c *caller) copyBody(line *upstreamConn, work []byte, left int64) error {
 	if left > 0 {
-		_ = line.SetReadDeadline(time.Time{}) // if it is closed, reading fails too
+		line.bound(time.Time{})
 		c.watchClient(line)
 	}
 	for left > 0 {
@@ -102,8 +103,8 @@ func (c *caller) copyBody(line *upstreamConn, work []byte, left int64) error {
 			n, err = c.tcp.ReadFrom(&io.LimitedReader{R: line.TCPConn, N: min(left, maxSplice)})
 		} else {
 			var m int
-			if m, err = line.Read(work[:min(left, int64(len(work)))]); m > 0 {
-				m, err = c.conn.Write(work[:m])
+			if m, err = line.socket.Read(work[:min(left, int64(len(work)))]); m > 0 {
+				m, err = c.stream.Write(work[:m])
 			}
 			n = int64(m)
 		}
@@ -135,11 +136,11 @@ func (c *caller) begin(status int) bool {
 
 // end is for an answer that was passed on whole. The connection into the
 // sandbox may serve others after it, if it can be used again.
-func (c *caller) end(line *upstreamConn, again bool) outcome {
+func (c *caller) end(again bool) outcome {
 	// The client's leaving would close the line, so nobody may watch any more
 	// when another caller can have it.
 	here := c.unwatch()
-	c.exchange.up.give(line, c, again && here)
+	c.leave(again && here)
 	if !here || c.request.Last || c.srv.closing.Load() {
 		return over
 	}

@@ -23,6 +23,7 @@ var (
 type upstream struct {
 	id     string
 	addr   netip.Addr
+	done   <-chan struct{} // of the target
 	tally  tally
 	dialer net.Dialer
 	http1  *http.Transport
@@ -66,6 +67,7 @@ func newUpstream(t Target) *upstream {
 	up := &upstream{
 		id:      t.ID,
 		addr:    t.Addr,
+		done:    t.Done,
 		life:    life,
 		cancel:  cancel,
 		conns:   make(map[*upstreamConn]struct{}),
@@ -168,6 +170,11 @@ func (up *upstream) end() {
 func (up *upstream) enter(p party, limit int) error {
 	up.mu.Lock()
 	defer up.mu.Unlock()
+	return up.admit(p, limit)
+}
+
+// admit is enter for who holds up.mu.
+func (up *upstream) admit(p party, limit int) error {
 	switch {
 	case up.ended:
 		return errEnded
@@ -246,8 +253,16 @@ type upstreamConn struct {
 	up   *upstream
 	port uint16
 	// The rest is for those that callers use.
-	used  bool
-	since time.Time // idle; guarded by up.mu
+	socket   *socket
+	used     bool
+	deadline time.Time // for reading, as last set; zero when there is none
+	since    time.Time // idle; guarded by up.mu
+}
+
+// bound sets a deadline for reading.
+func (c *upstreamConn) bound(t time.Time) {
+	c.deadline = t
+	_ = c.SetReadDeadline(t) // if it is closed, reading fails too
 }
 
 func (c *upstreamConn) Close() error {
