@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -105,15 +106,13 @@ func TestRecheck(t *testing.T) {
 // another request had done so just then.
 type slowLookup struct {
 	*boxes
-	after func()
+	after atomic.Pointer[func()]
 }
 
 func (l *slowLookup) Sandbox(id string) (Target, bool) {
 	t, ok := l.boxes.Sandbox(id)
-	if l.after != nil {
-		f := l.after
-		l.after = nil
-		f()
+	if f := l.after.Swap(nil); f != nil {
+		(*f)()
 	}
 	return t, ok
 }
@@ -121,7 +120,11 @@ func (l *slowLookup) Sandbox(id string) (Target, bool) {
 // A request that read the old token and enters after Recheck has looked is not
 // forgotten.
 func TestRecheckMissesNobody(t *testing.T) {
-	w := newWorld(t)
+	var slow slowLookup
+	w := newWorld(t, func(cfg *Config) {
+		slow.boxes = cfg.Sandboxes.(*boxes)
+		cfg.Sandboxes = &slow
+	})
 	b := w.servePrivate(func(http.ResponseWriter, *http.Request) { t.Error("the sandbox was contacted") })
 	c := w.client("h1")
 	for what, x := range map[string]struct {
@@ -137,10 +140,11 @@ func TestRecheckMissesNobody(t *testing.T) {
 		w.boxes.put(b)
 		changed := *b
 		x.change(&changed)
-		w.in.sandboxes = &slowLookup{boxes: w.boxes, after: func() {
+		after := func() {
 			w.boxes.put(&changed)
 			w.in.Recheck(b.ID)
-		}}
+		}
+		slow.after.Store(&after)
 		req := c.request(t, x.method, b.host(), "/", nil)
 		req.Header.Set("E2b-Traffic-Access-Token", b.Token.Reveal())
 		t.Run(what, func(t *testing.T) { wantFailure(t, c.do(t, req), x.status, x.code) })
