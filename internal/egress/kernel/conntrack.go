@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink/nl"
 	"github.com/vishvananda/netns"
@@ -19,6 +20,7 @@ import (
 type tracker struct {
 	sockets map[int]*nl.SocketHandle
 	port    uint32 // of the socket, as the kernel names who ended a flow
+	listing *listing
 }
 
 func openTracker() (*tracker, error) {
@@ -31,10 +33,20 @@ func openTracker() (*tracker, error) {
 		socket.Close()
 		return nil, fmt.Errorf("open conntrack socket: %w", err)
 	}
-	return &tracker{sockets: map[int]*nl.SocketHandle{unix.NETLINK_NETFILTER: {Socket: socket}}, port: port}, nil
+	list, err := openListing()
+	if err != nil {
+		socket.Close()
+		return nil, fmt.Errorf("open the table of conntrack: %w", err)
+	}
+	return &tracker{
+		sockets: map[int]*nl.SocketHandle{unix.NETLINK_NETFILTER: {Socket: socket}}, port: port, listing: list,
+	}, nil
 }
 
-func (t *tracker) close() { t.sockets[unix.NETLINK_NETFILTER].Close() }
+func (t *tracker) close() error {
+	t.sockets[unix.NETLINK_NETFILTER].Close()
+	return t.listing.close()
+}
 
 // tracked is one entry of the connection tracker, seen from the side that
 // began the flow.
@@ -68,15 +80,22 @@ func (t *tracker) end(condemned func(tracked) bool) (int, error) {
 	if err != nil {
 		return 0, fmt.Errorf("list flows: %w", err)
 	}
-	for i, c := range found {
+	return t.remove(found)
+}
+
+// remove ends flows and returns how many of them had not ended by themselves.
+func (t *tracker) remove(flows []tracked) (removed int, err error) {
+	for _, c := range flows {
 		req := t.request(nl.IPCTNL_MSG_CT_DELETE, unix.NLM_F_ACK, c.family)
 		req.AddRawData(c.key)
-		_, err := req.Execute(unix.NETLINK_NETFILTER, 0)
-		if err != nil && !errors.Is(err, unix.ENOENT) { // it may have ended by itself
-			return i, fmt.Errorf("end flow from %v to %v: %w", c.src, c.dst, err)
+		switch _, err := req.Execute(unix.NETLINK_NETFILTER, 0); {
+		case err == nil:
+			removed++
+		case !errors.Is(err, unix.ENOENT):
+			return removed, fmt.Errorf("end flow from %v to %v: %w", c.src, c.dst, err)
 		}
 	}
-	return len(found), nil
+	return removed, nil
 }
 
 // list returns the entries that match.
@@ -170,12 +189,40 @@ func parseTuple(b []byte) (t tuple) {
 // endDenied ends the flows of a slot that a policy denies. Without a policy
 // that is all of them, those that were begun from outside included.
 func (t *tracker) endDenied(l layout, s Slot, p *policy.Policy) (int, error) {
-	return t.end(func(c tracked) bool {
+	condemned := func(c tracked) bool {
 		if c.src == s.IP4 || c.src == s.IP6 {
 			return !l.mayLive(c, p)
 		}
 		return p == nil && (c.dst == s.IP4 || c.dst == s.IP6)
-	})
+	}
+	ended, all, err := t.endListed(s, condemned)
+	if all || err != nil {
+		return ended, err
+	}
+	others, err := t.end(condemned)
+	return ended + others, err
+}
+
+// endListed ends those flows of a slot that are condemned and listed. It reports
+// whether that is certainly all of them: the list was whole, or another one
+// showed none any more.
+func (t *tracker) endListed(s Slot, condemned func(tracked) bool) (ended int, all bool, err error) {
+	for pass := range 3 {
+		found, whole, err := t.listing.of(s)
+		if err != nil { // there are other ways
+			return ended, false, nil
+		}
+		found = slices.DeleteFunc(found, func(c tracked) bool { return !condemned(c) })
+		n, err := t.remove(found)
+		ended += n
+		if err != nil {
+			return ended, false, err
+		}
+		if whole && n == len(found) || pass > 0 && len(found) == 0 {
+			return ended, true, nil
+		}
+	}
+	return ended, false, nil
 }
 
 // endOthers ends all flows of slots but those that their policies allow, and

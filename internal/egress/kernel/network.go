@@ -233,7 +233,7 @@ func (n *Network) Close() error {
 	n.removals.Wait()
 	var errs []error
 	if n.tracker != nil {
-		n.tracker.close()
+		errs = append(errs, n.tracker.close())
 	}
 	if n.barrier != nil {
 		errs = append(errs, n.barrier.close())
