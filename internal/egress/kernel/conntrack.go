@@ -33,14 +33,8 @@ func openTracker() (*tracker, error) {
 		socket.Close()
 		return nil, fmt.Errorf("open conntrack socket: %w", err)
 	}
-	list, err := openListing()
-	if err != nil {
-		socket.Close()
-		return nil, fmt.Errorf("open the table of conntrack: %w", err)
-	}
-	return &tracker{
-		sockets: map[int]*nl.SocketHandle{unix.NETLINK_NETFILTER: {Socket: socket}}, port: port, listing: list,
-	}, nil
+	sockets := map[int]*nl.SocketHandle{unix.NETLINK_NETFILTER: {Socket: socket}}
+	return &tracker{sockets: sockets, port: port, listing: openListing()}, nil
 }
 
 func (t *tracker) close() error {
