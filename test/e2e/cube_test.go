@@ -73,6 +73,43 @@ func TestCubeSandbox(t *testing.T) {
 	}
 }
 
+// TestPrivateAgent is what CubeSandbox's page ends with: one sandbox whose way
+// out is nearly closed, whose requests get a key that it never sees, and whose
+// URL wants a token.
+func TestPrivateAgent(t *testing.T) {
+	s := harness.Start(t, harness.Options{})
+	made := s.Request(t, "POST", "/sandboxes", `{"templateID":"base","allow_internet_access":false,"network":{"allowPublicTraffic":false,"rules":[
+		{"name":"model","match":{"host":"api.example.com","scheme":"https","method":["POST"],"path":"/echo*"},
+			"action":{"allow":true,"inject":[{"header":"Authorization","secret":"`+literalValue+`","format":"Bearer ${SECRET}"}]}}]}}`)
+	var agent api.Sandbox
+	if err := json.Unmarshal([]byte(made.Body), &agent); err != nil || agent.TrafficAccessToken == nil {
+		t.Fatalf("%+v, %v", made, err)
+	}
+	box := &harness.Box{Sandbox: s.Client().Open(agent), Made: agent}
+	box.Start(t, "sudo python3 -m http.server 80")
+	ask := func(line string) string {
+		return strings.TrimSpace(box.Run(t, "curl -sS -m 10 -w ' %{http_code}' "+line).Stdout)
+	}
+	if got := ask("-d prompt https://api.example.com/echo"); got != "prompt 200" {
+		t.Errorf("the request that is allowed: %q", got)
+	}
+	for _, line := range []string{"https://api.example.com/echo", "-d prompt https://api.example.com/", "-d prompt http://api.example.com/echo", "https://google.com/", "-k https://45.60.70.80/"} {
+		if got := ask(line); !strings.HasSuffix(got, "403") && !strings.HasSuffix(got, "000") {
+			t.Errorf("%s: %q", line, got)
+		}
+	}
+	requests := s.Lab.Requests()
+	if len(requests) != 1 || requests[0].Header.Get("Authorization") != "Bearer "+literalValue {
+		t.Errorf("arrived: %+v", requests)
+	}
+	url := publicURL(box, "https", 80, "/")
+	for want, header := range map[int]map[string]string{403: nil, 200: {"cube-traffic-access-token": *agent.TrafficAccessToken}} {
+		if status, body := visit(t, s, url, header); status != want {
+			t.Errorf("%v: %d %s, want %d", header, status, body, want)
+		}
+	}
+}
+
 func withUpload(t *testing.T, box *harness.Box) *harness.Box {
 	t.Helper()
 	box.Upload(t, proberFile, prober)

@@ -54,7 +54,7 @@ var programs = map[string]string{
 // TestHeadersAreSet asks by programs of all kinds. What rules say comes out at
 // the host they are for, once, and nowhere else.
 func TestHeadersAreSet(t *testing.T) {
-	s := harness.Start(t, harness.Options{})
+	s := harness.Start(t, harness.Options{Args: []string{"--log-level", "debug"}})
 	c := s.Client()
 	if _, err := c.SetSecret(t.Context(), "openai", secretValue); err != nil {
 		t.Fatal(err)
@@ -142,14 +142,17 @@ func rotate(t *testing.T, s *harness.Server, box *harness.Box) {
 	}
 }
 
-// Attack 42: reading injected values back. expectHidden looks for the values everywhere that somebody could read: in the
-// sandbox, in answers of the API, in records, logs and the server's files.
+// Attack 42: reading injected values back. expectHidden looks for the values
+// everywhere that somebody could read: in the sandbox, in answers of the API, in
+// records, logs and the server's files.
 func expectHidden(t *testing.T, s *harness.Server, box *harness.Box) {
 	t.Helper()
 	seen := map[string]string{
 		"the sandbox":  box.MustRun(t, "env; cat /proc/1/environ; cat /etc/environment"),
 		"the log":      s.Output(),
 		"GET sandbox":  s.Request(t, "GET", "/sandboxes/"+box.ID, "").Body,
+		"GET network":  s.Request(t, "GET", "/sandboxes/"+box.ID+"/network", "").Body,
+		"GET metrics":  s.Request(t, "GET", "/sandboxes/"+box.ID+"/metrics", "").Body + s.Request(t, "GET", "/metrics", "").Body,
 		"GET secrets":  s.Request(t, "GET", "/secrets", "").Body,
 		"GET flows":    s.Request(t, "GET", "/sandboxes/"+box.ID+"/network/flows?limit=1000", "").Body,
 		"the list":     s.Request(t, "GET", "/v2/sandboxes", "").Body,
@@ -157,6 +160,12 @@ func expectHidden(t *testing.T, s *harness.Server, box *harness.Box) {
 	}
 	if !strings.Contains(seen["GET sandbox"], `"X-Literal":"[redacted]"`) {
 		t.Errorf("GET sandbox shows no names of headers: %s", seen["GET sandbox"])
+	}
+	if !strings.Contains(seen["GET network"], `"X-Literal":"[redacted]"`) {
+		t.Errorf("GET network shows no names of headers: %s", seen["GET network"])
+	}
+	if !strings.Contains(seen["the log"], "level=DEBUG") {
+		t.Error("the log is not the most detailed one")
 	}
 	if !strings.Contains(seen["GET flows"], "api.example.com") {
 		t.Errorf("there are no records: %s", seen["GET flows"])
