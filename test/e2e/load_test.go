@@ -114,10 +114,10 @@ func TestGigabytes(t *testing.T) {
 	}
 }
 
-// TestRequestsWhileSandboxesComeAndGo: 1,000 requests a second to one sandbox
-// are all answered, and soon, while others are made and killed.
+// TestRequestsWhileSandboxesComeAndGo: 8,000 requests to one sandbox, 1,000 a
+// second if the machine can, are all answered while others are made and killed.
 func TestRequestsWhileSandboxesComeAndGo(t *testing.T) {
-	const perSecond, duration, clients = 1000, 8 * time.Second, 32
+	const requests, perSecond, clients = 8000, 1000, 32
 	s := harness.Start(t, harness.Options{})
 	box := withProber(t, s, api.NewSandbox{})
 	box.Start(t, prober+" serve 8080")
@@ -148,10 +148,8 @@ func TestRequestsWhileSandboxesComeAndGo(t *testing.T) {
 		asking.Go(func() {
 			tick := time.NewTicker(time.Second * clients / perSecond)
 			defer tick.Stop()
-			for now := range tick.C {
-				if now.Sub(began) > duration {
-					return
-				}
+			for range requests / clients {
+				now := <-tick.C
 				status, body := visit(t, s, url, nil)
 				if status != 200 || !strings.HasPrefix(body, "GET ") {
 					t.Errorf("%d %s", status, body)
@@ -166,15 +164,13 @@ func TestRequestsWhileSandboxesComeAndGo(t *testing.T) {
 	others.Wait()
 
 	all := slices.Sorted(slices.Values(slices.Concat(took...)))
+	if len(all) != requests {
+		t.Fatalf("%d of %d requests were answered", len(all), requests)
+	}
 	p50, p99 := all[len(all)/2], all[len(all)*99/100]
 	t.Logf("%d requests in %v, p50 %v, p99 %v, most %v, while %d sandboxes came and went", len(all), time.Since(began), p50, p99, all[len(all)-1], churned)
 	if churned < 3 {
 		t.Errorf("only %d sandboxes came and went", churned)
-	}
-	// A ticker that its reader is late for drops ticks: fewer requests mean that
-	// answers were slow, or this machine is.
-	if want := perSecond * int(duration/time.Second) * 6 / 10; len(all) < want {
-		t.Errorf("%d requests were answered in time, want %d", len(all), want)
 	}
 	if strings.Contains(s.Output(), "panic") {
 		t.Error("the server panicked")

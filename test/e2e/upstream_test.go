@@ -1,20 +1,13 @@
 package e2e
 
 import (
-	"bytes"
 	"context"
-	"encoding/binary"
-	"errors"
-	"fmt"
-	"io"
 	"net"
 	"net/http"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 
 	"github.com/moat-sandbox/moat/api"
@@ -29,99 +22,19 @@ const (
 	socksPassword = "hunter2-31415926535"
 )
 
-// socks is a SOCKS5 proxy that notes what it was asked for.
-type socks struct {
-	lab *lab.Lab
-
-	mu    sync.Mutex
-	asked []string
-}
-
-func startSOCKS(t *testing.T, l *lab.Lab) *socks {
+// startSOCKS starts a proxy on the internet of a laboratory.
+func startSOCKS(t *testing.T, l *lab.Lab) *lab.SOCKS {
 	t.Helper()
 	ln, err := l.Internet.Listen("tcp", socksAddr)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &socks{lab: l}
 	t.Cleanup(func() { ln.Close() })
-	go func() {
-		for {
-			conn, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer conn.Close()
-				_ = s.serve(conn) // the sandbox sees how it ends
-			}()
-		}
-	}()
+	s := &lab.SOCKS{User: socksUser, Password: socksPassword, Dial: func(target string) (net.Conn, error) {
+		return l.Internet.Dial(context.Background(), "tcp", target)
+	}}
+	go s.Serve(ln)
 	return s
-}
-
-// serve speaks as much SOCKS5 as a client needs that has a password.
-func (s *socks) serve(conn net.Conn) error {
-	login := fmt.Sprintf("\x01%c%s%c%s", len(socksUser), socksUser, len(socksPassword), socksPassword)
-	hello, given, head := make([]byte, 4), make([]byte, len(login)), make([]byte, 5)
-	if _, err := io.ReadFull(conn, hello); err != nil || !bytes.Equal(hello, []byte{5, 2, 0, 2}) {
-		return errors.Join(err, errors.New("no password is offered"))
-	}
-	if _, err := conn.Write([]byte{5, 2}); err != nil {
-		return err
-	}
-	if _, err := io.ReadFull(conn, given); err != nil || string(given) != login {
-		_, err = conn.Write([]byte{1, 1})
-		return err
-	}
-	if _, err := conn.Write([]byte{1, 0}); err != nil {
-		return err
-	}
-	if _, err := io.ReadFull(conn, head); err != nil {
-		return err
-	}
-	// The fifth byte is the first of an address, or the length of a name.
-	rest := make([]byte, map[byte]int{1: 3, 3: int(head[4]), 4: 15}[head[3]]+2)
-	if _, err := io.ReadFull(conn, rest); err != nil {
-		return err
-	}
-	host, port := rest[:len(rest)-2], binary.BigEndian.Uint16(rest[len(rest)-2:])
-	name := string(host)
-	if addr, ok := netip.AddrFromSlice(append([]byte{head[4]}, host...)); ok && head[3] != 3 {
-		name = addr.String()
-	}
-	target := net.JoinHostPort(name, fmt.Sprint(port))
-	s.mu.Lock()
-	s.asked = append(s.asked, target)
-	s.mu.Unlock()
-	return s.join(conn, target)
-}
-
-func (s *socks) join(client net.Conn, target string) error {
-	server, err := s.lab.Internet.Dial(context.Background(), "tcp", target)
-	if err != nil {
-		_, err = client.Write([]byte{5, 4, 0, 1, 0, 0, 0, 0, 0, 0})
-		return err
-	}
-	defer server.Close()
-	if _, err := client.Write([]byte{5, 0, 0, 1, 0, 0, 0, 0, 0, 0}); err != nil {
-		return err
-	}
-	go func() {
-		_, _ = io.Copy(server, client)
-		_ = server.(*net.TCPConn).CloseWrite()
-	}()
-	_, err = io.Copy(client, server)
-	return err
-}
-
-// requests returns what was asked for since the last call.
-func (s *socks) requests() []string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	asked := s.asked
-	s.asked = nil
-	return slices.Compact(asked)
 }
 
 // TestEgressProxy: every TCP connection that is allowed goes through the proxy,
@@ -146,7 +59,7 @@ func TestEgressProxy(t *testing.T) {
 		{"bash -c 'exec 3</dev/tcp/8.8.8.8/22 && read -t 5 line <&3; echo got $line'", "got", ""},
 	} {
 		got := box.Run(t, c.line)
-		if asked := strings.Join(proxy.requests(), " "); !strings.Contains(got.Stdout, c.want) || asked != c.asked {
+		if asked := strings.Join(slices.Compact(proxy.Asked()), " "); !strings.Contains(got.Stdout, c.want) || asked != c.asked {
 			t.Errorf("%s: %+v; the proxy was asked for %q, want %q", c.line, got, asked, c.asked)
 		}
 	}

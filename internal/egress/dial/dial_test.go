@@ -328,7 +328,7 @@ func TestErrors(t *testing.T) {
 		{"github.com", t.Context(), closedPort, dial.Refused, "github.com:4711 (140.82.112.3) refuses connections"},
 		{"dark.example", t.Context(), 443, dial.TimedOut, "dark.example:443 (45.60.70.81) does not answer"},
 		{"example.com", canceled, 443, dial.Canceled, "the connection to example.com:443 is not wanted any more"},
-		{"dark.example", expired, 443, dial.Unresolved, "dark.example:443 does not resolve: no name server answers"},
+		{"dark6.example", expired, 443, dial.Unresolved, "dark6.example:443 does not resolve: no name server answers"}, // not looked up before
 	} {
 		conn, err := d.DialName(test.ctx, test.name, test.port)
 		var failed *dial.Error

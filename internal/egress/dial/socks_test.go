@@ -2,14 +2,12 @@ package dial_test
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -61,117 +59,36 @@ func listen(t *testing.T, l *lab.Lab, host string) *net.TCPListener {
 	return ln.(*net.TCPListener)
 }
 
-// socksServer is a SOCKS5 proxy that notes what it is asked
-// for and then sends everything back.
+// socksServer is a proxy of a laboratory, or what says something else to who
+// takes it for one.
 type socksServer struct {
+	lab.SOCKS
 	*net.TCPListener
-	user, password string // none asked for if user is empty
-	reply          byte   // to requests
-	garbage        string // sent instead of anything
-
-	mu    sync.Mutex
-	asked []string
+	garbage string
 }
 
 func (s *socksServer) start(t *testing.T, l *lab.Lab) *socksServer {
 	t.Helper()
-	ln := listen(t, l, private1)
-	s.TCPListener = ln
+	s.TCPListener = listen(t, l, private1)
+	if s.garbage == "" {
+		go s.Serve(s.TCPListener)
+		return s
+	}
 	go func() {
 		for {
-			conn, err := ln.Accept()
+			conn, err := s.Accept()
 			if err != nil {
 				return
 			}
 			go func() {
 				defer conn.Close()
-				_ = s.serve(conn) // the client sees how it ends
+				_, _ = io.WriteString(conn, s.garbage) // the client sees how it ends
+				_ = conn.(*net.TCPConn).CloseWrite()
+				_, _ = io.Copy(io.Discard, conn) // what is left unread would reset the connection
 			}()
 		}
 	}()
 	return s
-}
-
-func (s *socksServer) serve(conn net.Conn) error {
-	if s.garbage != "" {
-		_, err := io.WriteString(conn, s.garbage)
-		_ = conn.(*net.TCPConn).CloseWrite()
-		_, _ = io.Copy(io.Discard, conn) // what is left unread would reset the connection
-		return err
-	}
-	head := make([]byte, 2)
-	if _, err := io.ReadFull(conn, head); err != nil {
-		return err
-	}
-	methods := make([]byte, head[1])
-	if _, err := io.ReadFull(conn, methods); err != nil {
-		return err
-	}
-	if err := s.authenticate(conn, methods); err != nil {
-		return err
-	}
-	target, err := readTarget(conn)
-	if err != nil {
-		return err
-	}
-	s.mu.Lock()
-	s.asked = append(s.asked, target)
-	s.mu.Unlock()
-	if _, err := conn.Write([]byte{5, s.reply, 0, 3, 4, 'h', 'o', 's', 't', 0, 80}); err != nil || s.reply != 0 {
-		return err
-	}
-	_, err = io.Copy(conn, conn)
-	return err
-}
-
-func (s *socksServer) authenticate(conn net.Conn, methods []byte) error {
-	if s.user == "" {
-		_, err := conn.Write([]byte{5, 0})
-		return err
-	}
-	if !strings.Contains(string(methods), "\x02") {
-		_, err := conn.Write([]byte{5, 0xff})
-		return errors.Join(err, errors.New("no password offered"))
-	}
-	if _, err := conn.Write([]byte{5, 2}); err != nil {
-		return err
-	}
-	want := fmt.Sprintf("\x01%c%s%c%s", len(s.user), s.user, len(s.password), s.password)
-	got := make([]byte, len(want))
-	_, err := io.ReadFull(conn, got)
-	verdict := byte(0)
-	if err != nil || string(got) != want {
-		verdict = 1
-	}
-	_, err = conn.Write([]byte{1, verdict})
-	if verdict != 0 {
-		return errors.New("wrong password")
-	}
-	return err
-}
-
-func readTarget(conn net.Conn) (string, error) {
-	head := make([]byte, 4)
-	if _, err := io.ReadFull(conn, head); err != nil {
-		return "", err
-	}
-	size := map[byte]int{1: 4, 4: 16}[head[3]]
-	if head[3] == 3 {
-		length := make([]byte, 1)
-		if _, err := io.ReadFull(conn, length); err != nil {
-			return "", err
-		}
-		size = int(length[0])
-	}
-	rest := make([]byte, size+2)
-	if _, err := io.ReadFull(conn, rest); err != nil {
-		return "", err
-	}
-	host := string(rest[:size])
-	if addr, ok := netip.AddrFromSlice(rest[:size]); ok && head[3] != 3 {
-		host = addr.String()
-	}
-	return fmt.Sprintf("%s:%d", host, binary.BigEndian.Uint16(rest[size:])), nil
 }
 
 // upstream is the proxy as a policy has it.
@@ -194,7 +111,7 @@ func parseName(t *testing.T, s string) policy.Name {
 func TestThroughProxy(t *testing.T) {
 	l, d := newPrivateLab(t, nil) // resolves nothing
 	for _, user := range []string{"", "someone"} {
-		s := (&socksServer{user: user, password: password}).start(t, l)
+		s := (&socksServer{SOCKS: lab.SOCKS{User: user, Password: password}}).start(t, l)
 		for _, x := range []struct {
 			target egress.Target
 			want   string
@@ -202,7 +119,7 @@ func TestThroughProxy(t *testing.T) {
 		}{
 			{egress.Target{Name: parseName(t, "example.com"), Addr: netip.MustParseAddrPort("1.1.1.1:443")}, "example.com:443", false},
 			{egress.Target{Addr: netip.MustParseAddrPort("93.184.216.34:22")}, "93.184.216.34:22", true},
-			{egress.Target{Addr: netip.MustParseAddrPort("[2606:2800:220:1::34]:80")}, "2606:2800:220:1::34:80", true},
+			{egress.Target{Addr: netip.MustParseAddrPort("[2606:2800:220:1::34]:80")}, "[2606:2800:220:1::34]:80", true},
 		} {
 			x.target.Through = s.upstream("someone", password)
 			conn, remote, err := d.Dial(t.Context(), x.target)
@@ -220,11 +137,9 @@ func TestThroughProxy(t *testing.T) {
 				t.Errorf("%s: %q, %v", x.want, back, err)
 			}
 			conn.Close()
-			s.mu.Lock()
-			if got := s.asked[len(s.asked)-1]; got != x.want {
+			if got := s.Asked(); len(got) != 1 || got[0] != x.want {
 				t.Errorf("the proxy was asked for %s, want %s", got, x.want)
 			}
-			s.mu.Unlock()
 		}
 	}
 }
@@ -239,11 +154,11 @@ func TestProxyFails(t *testing.T) {
 		user   string
 		want   string
 	}{
-		"wrong password":      {&socksServer{user: "someone", password: "other"}, "someone", "does not accept the username and password"},
-		"no password":         {&socksServer{user: "someone", password: "other"}, "", "accepts none of the ways to log in"},
-		"refused":             {&socksServer{reply: 5}, "", "is refused by the destination"},
-		"not allowed":         {&socksServer{reply: 2}, "", "does not allow the connection"},
-		"unknown code":        {&socksServer{reply: 99}, "", "fails with code 99"},
+		"wrong password":      {&socksServer{SOCKS: lab.SOCKS{User: "someone", Password: "other"}}, "someone", "does not accept the username and password"},
+		"no password":         {&socksServer{SOCKS: lab.SOCKS{User: "someone", Password: "other"}}, "", "accepts none of the ways to log in"},
+		"refused":             {&socksServer{SOCKS: lab.SOCKS{Reply: 5}}, "", "is refused by the destination"},
+		"not allowed":         {&socksServer{SOCKS: lab.SOCKS{Reply: 2}}, "", "does not allow the connection"},
+		"unknown code":        {&socksServer{SOCKS: lab.SOCKS{Reply: 99}}, "", "fails with code 99"},
 		"an HTTP server":      {&socksServer{garbage: "HTTP/1.1 400 Bad Request\r\n\r\n"}, "", "does not speak SOCKS5"},
 		"asks what was not":   {&socksServer{garbage: "\x05\x01"}, "", "does not speak SOCKS5"},
 		"password not agreed": {&socksServer{garbage: "\x05\x02"}, "", "there is none"},
@@ -292,8 +207,8 @@ func TestProxyAtForbiddenAddress(t *testing.T) {
 		t.Fatal(err)
 	}
 	conn.Close()
-	if len(s.asked) != 1 {
-		t.Errorf("the proxy was asked for %v, want one destination", s.asked)
+	if asked := s.Asked(); len(asked) != 1 {
+		t.Errorf("the proxy was asked for %v, want one destination", asked)
 	}
 }
 
@@ -331,8 +246,8 @@ func TestPermit(t *testing.T) {
 	s := new(socksServer).start(t, l)
 	target.Through, target.Permit = s.upstream("", ""), func(addr netip.Addr) bool { return addr == netip.MustParseAddr(private2) }
 	conn, remote, err = d.Dial(t.Context(), target)
-	if err != nil || remote.String() != ln.Addr().String() || s.asked[0] != ln.Addr().String() {
-		t.Fatalf("through a proxy: connected to %v, asked for %v, %v", remote, s.asked, err)
+	if asked := s.Asked(); err != nil || remote.String() != ln.Addr().String() || asked[0] != ln.Addr().String() {
+		t.Fatalf("through a proxy: connected to %v, asked for %v, %v", remote, asked, err)
 	}
 	conn.Close()
 }
