@@ -16,6 +16,8 @@ const (
 	headerGuestToken = "X-Access-Token"
 )
 
+var tokenHeaders = []string{headerE2BToken, headerCubeToken, headerGuestToken}
+
 // grant is why a request may reach a sandbox.
 type grant struct {
 	reason Reason

@@ -52,6 +52,7 @@ type caller struct {
 	response wire.Response
 	size     int          // of the request, with its body
 	tokens   http.Request // holds nothing else; see credentials
+	said     [][2]string  // the names and values in tokens, as they came
 	exchange exchange
 	watch    *watch // nil while nobody watches the client
 

@@ -72,13 +72,13 @@ func (b *box) host() string { return fmt.Sprintf("%d-%s.%s", b.port, b.ID, testD
 type boxes struct {
 	mu    sync.Mutex
 	known map[string]Target
-	asked int
+	asked atomic.Int64
 }
 
 func (b *boxes) Sandbox(id string) (Target, bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.asked++
+	b.asked.Add(1)
 	t, ok := b.known[id]
 	return t, ok
 }

@@ -46,7 +46,56 @@ func (x *exchange) isOurs(name string, values []string) bool {
 	case "Authorization":
 		return slices.ContainsFunc(values, x.in.isBearerKey)
 	}
-	return strings.HasPrefix(name, "X-Forwarded-")
+	return strings.HasPrefix(name, forwardPrefix)
+}
+
+// What isOurs says of a header: of some always the same.
+var (
+	alwaysOurs    = []string{headerE2BToken, headerCubeToken, headerID, headerPort, "Forwarded", "X-Real-Ip"}
+	oursByValue   = []string{headerGuestToken, "X-Api-Key", "Authorization"}
+	forwardPrefix = "X-Forwarded-"
+)
+
+// isOursPlain is isOurs for a header as it was written.
+func (x *exchange) isOursPlain(name, value []byte) bool {
+	if !mayBeOurs(name) {
+		return false
+	}
+	if spelled(name, alwaysOurs) != "" {
+		return true
+	}
+	if ours := spelled(name, oursByValue); ours != "" {
+		return x.isOurs(ours, []string{string(value)})
+	}
+	return len(name) >= len(forwardPrefix) && strings.EqualFold(string(name[:len(forwardPrefix)]), forwardPrefix)
+}
+
+// spelled returns the one of some names that name is, in any case; "" when it is
+// none of them.
+func spelled(name []byte, names []string) string {
+	for _, n := range names {
+		if len(name) == len(n) && strings.EqualFold(string(name), n) {
+			return n
+		}
+	}
+	return ""
+}
+
+// mayBeOurs is true of every name that isOurs looks for, and of few others.
+func mayBeOurs(name []byte) bool {
+	switch name[0] | 0x20 {
+	case 'x':
+		return true
+	case 'a':
+		return len(name) == len("Authorization")
+	case 'f':
+		return len(name) == len("Forwarded")
+	case 'e':
+		return len(name) > 1 && name[1] == '2'
+	case 'c':
+		return len(name) > 1 && name[1]|0x20 == 'u'
+	}
+	return false
 }
 
 // isBearerKey looks at a value of the form "Bearer <key>".

@@ -117,22 +117,42 @@ func (c *caller) findHost() bool {
 // at where there are no link cookies. Without them nobody is let in who needs
 // them; so if admit ever looks at more, requests get slower, not freer.
 func (c *caller) credentials() *http.Request {
-	if c.tokens.Header == nil {
+	if c.tokens.Header == nil || !c.saysTheSame() {
+		c.said = c.said[:0]
 		c.tokens.Header = make(http.Header)
-	}
-	clear(c.tokens.Header)
-	for i := range c.request.Len() {
-		name := c.request.Name(i)
-		if !mayBeOurs(name) {
-			continue
-		}
-		for _, token := range []string{headerE2BToken, headerCubeToken, headerGuestToken} {
-			if len(name) == len(token) && strings.EqualFold(string(name), token) {
-				c.tokens.Header[token] = append(c.tokens.Header[token], string(c.request.Value(i)))
+		for i := range c.request.Len() {
+			if name := c.tokenName(i); name != "" {
+				value := string(c.request.Value(i))
+				c.said = append(c.said, [2]string{name, value})
+				c.tokens.Header[name] = append(c.tokens.Header[name], value)
 			}
 		}
 	}
 	return &c.tokens
+}
+
+// saysTheSame reports whether the request has the tokens that the last one had.
+func (c *caller) saysTheSame() bool {
+	n := 0
+	for i := range c.request.Len() {
+		name := c.tokenName(i)
+		if name == "" {
+			continue
+		}
+		if n == len(c.said) || c.said[n][0] != name || c.said[n][1] != string(c.request.Value(i)) {
+			return false
+		}
+		n++
+	}
+	return n == len(c.said)
+}
+
+// tokenName is the name of the i-th field if that holds a token; else "".
+func (c *caller) tokenName(i int) string {
+	if name := c.request.Name(i); mayBeOurs(name) {
+		return spelled(name, tokenHeaders)
+	}
+	return ""
 }
 
 // recheckNow is like exchange's.
@@ -266,7 +286,7 @@ func (c *caller) writeRequest(out []byte) []byte {
 	out = append(out, "\r\n"...)
 	for i := range r.Len() {
 		name := r.Name(i)
-		if r.IsHost(i) || wire.IsHop(name) || mayBeOurs(name) && x.isOurs(http.CanonicalHeaderKey(string(name)), []string{string(r.Value(i))}) {
+		if r.IsHost(i) || wire.IsHop(name) || x.isOursPlain(name, r.Value(i)) {
 			continue
 		}
 		out = append(out, r.Line(i)...)
@@ -274,23 +294,6 @@ func (c *caller) writeRequest(out []byte) []byte {
 	out = append(out, c.forwarded...)
 	out = append(out, "\r\n"...)
 	return append(out, c.buf[c.size-int(r.Length):c.size]...)
-}
-
-// mayBeOurs is true of every name that isOurs looks for, and of few others.
-func mayBeOurs(name []byte) bool {
-	switch name[0] | 0x20 {
-	case 'x':
-		return true
-	case 'a':
-		return len(name) == len("Authorization")
-	case 'f':
-		return len(name) == len("Forwarded")
-	case 'e':
-		return len(name) > 1 && name[1] == '2'
-	case 'c':
-		return len(name) > 1 && name[1]|0x20 == 'u'
-	}
-	return false
 }
 
 // parsed is the request as net/http reads it, with the body left out.

@@ -89,9 +89,9 @@ func TestAttack35ControlPaths(t *testing.T) {
 	} {
 		w.each(t, func(t *testing.T, c client) {
 			for _, method := range []string{"GET", "POST", "OPTIONS"} {
-				asked := w.boxes.asked
+				asked := w.boxes.asked.Load()
 				got := wantFailure(t, c.do(t, c.request(t, method, guest.host(), path, nil)), 404, "reserved_path")
-				if w.boxes.asked != asked {
+				if w.boxes.asked.Load() != asked {
 					t.Errorf("%s %s: the sandbox was looked up", method, path)
 				}
 				if got["message"] != "This endpoint is reserved for the E2B control plane and is not reachable through the sandbox URL" || got["path"] == "" {
