@@ -44,12 +44,10 @@ type caller struct {
 	deadline time.Time   // for reading, as last set; zero when unknown
 	now      time.Time   // when the last request came or ended
 
-	buf [maxPlain]byte
-	n   int // bytes in buf; a request, and what came after it
+	*space
+	n int // bytes in buf; a request, and what came after it
 
 	// What follows is about the present request.
-	request  wire.Request
-	response wire.Response
 	size     int          // of the request, with its body
 	tokens   http.Request // holds nothing else; see credentials
 	said     [][2]string  // the names and values in tokens, as they came
@@ -68,16 +66,23 @@ type caller struct {
 	line    *upstreamConn // into the sandbox
 }
 
+// space is what of a caller is large. It serves one after another.
+type space struct {
+	buf      [maxPlain]byte
+	request  wire.Request // in buf, as soon as it is read
+	response wire.Response
+}
+
 func newCaller(s *Server, conn net.Conn) *caller {
-	c := &caller{srv: s, in: s.in, conn: conn, stream: conn, fresh: true, now: time.Now()}
+	c := &caller{srv: s, in: s.in, conn: conn, stream: conn, fresh: true, now: time.Now(), space: s.spaces.Get().(*space)}
 	if tcp, ok := conn.(*net.TCPConn); ok {
 		c.tcp = tcp
 		if quick, err := newSocket(tcp); err == nil { // else it is closed already
 			c.stream = quick
 		}
 	}
-	if from, err := netip.ParseAddrPort(conn.RemoteAddr().String()); err == nil {
-		c.from = from.Addr().Unmap()
+	if from, ok := conn.RemoteAddr().(*net.TCPAddr); ok {
+		c.from = from.AddrPort().Addr().Unmap()
 	}
 	c.waiting.Store(true)
 	return c
@@ -98,6 +103,7 @@ func (c *caller) serve() {
 		// A fault in one connection must not end the server.
 		if fault := recover(); fault != nil {
 			c.in.log.Error("serve connection", "panic", fault, "stack", string(debug.Stack()))
+			c.space = nil // somebody may still read into it
 			c.close()
 		}
 	}()
@@ -151,7 +157,7 @@ func (c *caller) greet() outcome {
 func (c *caller) await() outcome {
 	c.waiting.Store(true)
 	if c.fresh {
-		c.setDeadline(time.Now().Add(c.in.headerTimeout))
+		c.arrive()
 	} else if c.deadline.Sub(c.now) < idleTime-deadlineSlack {
 		c.setDeadline(c.now.Add(idleTime))
 	}
@@ -184,6 +190,17 @@ func (c *caller) await() outcome {
 	}
 	c.fresh = false
 	return served
+}
+
+// arrive reads what has come with a new connection, most often all of the first
+// request, and gives the rest of its head a deadline.
+func (c *caller) arrive() {
+	if quick, ok := c.stream.(*socket); ok {
+		c.n = quick.ReadNow(c.buf[:])
+	}
+	if wire.End(c.buf[:c.n]) == 0 {
+		c.setDeadline(c.now.Add(c.in.headerTimeout))
+	}
 }
 
 // mayBecomePlain reports whether what has come of a head is worth waiting for

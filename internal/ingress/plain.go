@@ -105,11 +105,12 @@ func (c *caller) findHost() bool {
 	if _, secure := c.conn.(*tls.Conn); secure {
 		scheme = "https"
 	}
-	c.forwarded = c.forwarded[:0]
+	out := make([]byte, 0, 128+len(host))
 	if c.from.IsValid() {
-		c.forwarded = append(c.forwarded, "X-Forwarded-For: "+c.from.String()+"\r\n"...)
+		out = append(c.from.AppendTo(append(out, "X-Forwarded-For: "...)), "\r\n"...)
 	}
-	c.forwarded = append(c.forwarded, "X-Forwarded-Host: "+host+"\r\nX-Forwarded-Proto: "+scheme+"\r\n"...)
+	out = append(append(out, "X-Forwarded-Host: "...), host...)
+	c.forwarded = append(append(append(out, "\r\nX-Forwarded-Proto: "...), scheme...), "\r\n"...)
 	return true
 }
 

@@ -46,6 +46,8 @@ type Server struct {
 	listeners map[net.Listener]struct{} // guarded by mu
 	callers   map[*caller]struct{}      // guarded by mu
 	left      chan struct{}             // holds a value after a caller has left
+
+	spaces sync.Pool // of *space
 }
 
 // Server returns a server.
@@ -72,6 +74,7 @@ func (in *Ingress) Server() *Server {
 		listeners: make(map[net.Listener]struct{}),
 		callers:   make(map[*caller]struct{}),
 		left:      make(chan struct{}, 1),
+		spaces:    sync.Pool{New: func() any { return new(space) }},
 	}
 }
 
@@ -145,8 +148,12 @@ func (s *Server) meet(conn net.Conn) {
 // part forgets a caller that has ended.
 func (s *Server) part(c *caller) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	delete(s.callers, c)
+	s.mu.Unlock()
+	if c.space != nil {
+		s.spaces.Put(c.space)
+		c.space = nil
+	}
 	select {
 	case s.left <- struct{}{}:
 	default:

@@ -18,6 +18,7 @@ type socket struct {
 	receive, send func(fd uintptr) bool
 
 	in      []byte
+	wait    bool // until there is something
 	got     int
 	readErr syscall.Errno
 
@@ -43,9 +44,7 @@ func (s *socket) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
-	s.in, s.got, s.readErr = p, 0, 0
-	err := s.raw.Read(s.receive)
-	s.in = nil
+	err := s.read(p, true)
 	switch {
 	case err != nil:
 		return 0, err
@@ -57,6 +56,22 @@ func (s *socket) Read(p []byte) (int, error) {
 	return s.got, nil
 }
 
+// ReadNow reads what is there already. It returns 0 when that is nothing, and
+// when Read would fail.
+func (s *socket) ReadNow(p []byte) int {
+	if err := s.read(p, false); err != nil {
+		return 0
+	}
+	return s.got
+}
+
+func (s *socket) read(p []byte, wait bool) error {
+	s.in, s.wait, s.got, s.readErr = p, wait, 0, 0
+	err := s.raw.Read(s.receive)
+	s.in = nil
+	return err
+}
+
 // receiveNow reports whether reading is over, one way or another.
 func (s *socket) receiveNow(fd uintptr) bool {
 	for {
@@ -65,7 +80,9 @@ func (s *socket) receiveNow(fd uintptr) bool {
 		case syscall.EINTR:
 			continue
 		case syscall.EAGAIN:
-			return false
+			if s.wait {
+				return false
+			}
 		}
 		s.got, s.readErr = n, err
 		return true
