@@ -9,6 +9,7 @@ import (
 	"flag"
 	"fmt"
 	"log/slog"
+	"math"
 	"os"
 	"os/signal"
 	"runtime"
@@ -25,8 +26,13 @@ import (
 
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// trimAfter is when the daemon gives back what its start has used up.
-const trimAfter = 2 * time.Second
+const (
+	// startTime is after which time garbage is collected as usual.
+	startTime = 2 * time.Second
+	// startHeap is how much memory the daemon may use before that and collect
+	// nothing, in bytes. A start stays below it.
+	startHeap = 32 << 20
+)
 
 // The daemon changes the rights of threads for a while. The main thread stands
 // for the whole process in the eyes of others, so it never serves anything else.
@@ -53,9 +59,7 @@ func main() {
 }
 
 func run(addr, setupFile string, log *slog.Logger) error {
-	// Small rather than fast: there are many of us on one machine.
-	debug.SetGCPercent(50)
-	time.AfterFunc(trimAfter, debug.FreeOSMemory)
+	collectLater()
 	syscall.Umask(0o022)
 	// Nobody but root may look into this process, which holds the token.
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
@@ -79,6 +83,19 @@ func run(addr, setupFile string, log *slog.Logger) error {
 		return err
 	}
 	return server.Run(ctx)
+}
+
+// collectLater keeps the daemon from collecting garbage while somebody may wait
+// for its start. From then on it is small rather than fast: there are many of us
+// on one machine.
+func collectLater() {
+	debug.SetGCPercent(-1)
+	debug.SetMemoryLimit(startHeap)
+	time.AfterFunc(startTime, func() {
+		debug.SetGCPercent(50)
+		debug.SetMemoryLimit(math.MaxInt64)
+		debug.FreeOSMemory()
+	})
 }
 
 func readSetup(file string) (setup api.GuestSetup, err error) {

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/moat-sandbox/moat/internal/guest/keystore"
 )
@@ -37,8 +38,7 @@ func (d rootDir) trustInJava(bundle string, log *slog.Logger) {
 	}
 	done := map[string]bool{}
 	for _, pattern := range javaStores {
-		found, _ := filepath.Glob(filepath.Join(string(d), pattern)) // the patterns are valid
-		for _, link := range found {
+		for _, link := range find(string(d), pattern) {
 			path, err := filepath.EvalSymlinks(link)
 			if err != nil || done[path] {
 				continue
@@ -49,6 +49,29 @@ func (d rootDir) trustInJava(bundle string, log *slog.Logger) {
 			}
 		}
 	}
+}
+
+// find lists what there is below dir by a pattern, in which "*" stands for the
+// rest of a directory's name. Glob would read every directory on the way, and
+// system calls are what a sandbox's start consists of.
+func find(dir, pattern string) (found []string) {
+	head, rest, star := strings.Cut(pattern, "*")
+	if !star {
+		path := filepath.Join(dir, pattern)
+		if _, err := os.Lstat(path); err == nil {
+			found = append(found, path)
+		}
+		return found
+	}
+	above, prefix := filepath.Split(head)
+	dir = filepath.Join(dir, above)
+	entries, _ := os.ReadDir(dir) // where there is none, there is nothing in it
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), prefix) {
+			found = append(found, find(filepath.Join(dir, e.Name()), rest)...)
+		}
+	}
+	return found
 }
 
 func extendKeystore(path string, certificates [][]byte) error {

@@ -17,7 +17,9 @@ func TestJavaTrusts(t *testing.T) {
 	store := filepath.Join(root, "etc/ssl/certs/java/cacerts")
 	link := filepath.Join(root, "usr/lib/jvm/java-17/lib/security/cacerts")
 	broken := filepath.Join(root, "opt/old/lib/security/cacerts")
-	for _, path := range []string{store, link, broken} {
+	far := filepath.Join(root, "home/user/.sdkman/candidates/java/21/lib/security/cacerts")
+	near := filepath.Join(root, "usr/local/openjdk-8/lib/security/cacerts")
+	for _, path := range []string{store, link, broken, far, near} {
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -27,6 +29,15 @@ func TestJavaTrusts(t *testing.T) {
 		t.Fatal(err)
 	}
 	keytool(t, "-importcert", "-noprompt", "-alias", "base", "-file", base, "-keystore", store)
+	raw, err := os.ReadFile(store)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, copied := range []string{far, near} {
+		if err := os.WriteFile(copied, raw, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
 	if err := os.Symlink(store, link); err != nil {
 		t.Fatal(err)
 	}
@@ -38,8 +49,10 @@ func TestJavaTrusts(t *testing.T) {
 		if status, body := d.init(api.GuestInit{}, ""); status != 204 {
 			t.Fatalf("init: %d %s", status, body)
 		}
-		if got := keytool(t, "-list", "-v", "-keystore", link); strings.Count(got, "Owner:") != 2 || !strings.Contains(got, "CN="+name) || !strings.Contains(got, "CN=base") {
-			t.Errorf("Java finds %s", got)
+		for _, path := range []string{link, far, near} {
+			if got := keytool(t, "-list", "-v", "-keystore", path); strings.Count(got, "Owner:") != 2 || !strings.Contains(got, "CN="+name) || !strings.Contains(got, "CN=base") {
+				t.Errorf("in %s Java finds %s", path, got)
+			}
 		}
 		if got, err := os.ReadFile(broken); err != nil || string(got) != "no store" {
 			t.Errorf("what is no store became %q, %v", got, err)
