@@ -8,10 +8,12 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/moat-sandbox/moat/api"
 	"github.com/moat-sandbox/moat/internal/audit"
 	"github.com/moat-sandbox/moat/internal/egress/intercept"
 	"github.com/moat-sandbox/moat/internal/egress/kernel"
 	"github.com/moat-sandbox/moat/internal/guest/image"
+	"github.com/moat-sandbox/moat/internal/guest/setup"
 	"github.com/moat-sandbox/moat/internal/node"
 	"github.com/moat-sandbox/moat/internal/policy"
 	"github.com/moat-sandbox/moat/internal/sandbox"
@@ -20,6 +22,7 @@ import (
 	"github.com/moat-sandbox/moat/internal/secret"
 	"github.com/moat-sandbox/moat/internal/store"
 	"github.com/moat-sandbox/moat/internal/template"
+	"github.com/moat-sandbox/moat/internal/template/base"
 	"github.com/moat-sandbox/moat/internal/vault"
 )
 
@@ -82,8 +85,10 @@ func assemble(ctx context.Context, c Config, records store.Store, log *audit.Log
 		return nil, err
 	}
 	m.direct = watchDirect(c, m.network, m.carrier, log)
+	common := node.GuestSetup(ca+string(root.PEM()), hostRoots())
 	m.templates, err = template.Open(template.Config{
 		Dir: filepath.Join(c.DataDir, "templates"), Store: records, Logger: c.Logger, Defaults: defaultLimits(),
+		SetUp: func(f base.Files) error { return setup.DoAhead(f, common, c.Logger) },
 	})
 	if err != nil {
 		return nil, err
@@ -91,7 +96,7 @@ func assemble(ctx context.Context, c Config, records store.Store, log *audit.Log
 	if err := m.templates.EnsureBase(ctx); err != nil {
 		return nil, err
 	}
-	guest, err := buildGuest(ctx, c, ca+string(root.PEM()))
+	guest, err := buildGuest(ctx, c, common)
 	if err != nil {
 		return nil, err
 	}
@@ -114,16 +119,16 @@ func defaultLimits() sandbox.Limits {
 	return sandbox.Limits{CPUs: 2, MemoryMB: 512, DiskMB: 1024, Processes: 1024}
 }
 
-func buildGuest(ctx context.Context, c Config, ca string) (sandbox.Guest, error) {
+func buildGuest(ctx context.Context, c Config, common api.GuestSetup) (sandbox.Guest, error) {
 	binary, err := image.Binary()
 	if err != nil {
 		return sandbox.Guest{}, err
 	}
-	setup, err := json.Marshal(node.GuestSetup(ca, hostRoots()))
+	encoded, err := json.Marshal(common)
 	if err != nil {
 		return sandbox.Guest{}, fmt.Errorf("encode guest setup: %w", err)
 	}
-	return template.BuildGuest(ctx, binary, setup, filepath.Join(c.DataDir, "guest"))
+	return template.BuildGuest(ctx, binary, encoded, filepath.Join(c.DataDir, "guest"))
 }
 
 func newRuntime(c Config, instance string) (sandbox.Runtime, error) {

@@ -11,6 +11,7 @@ import (
 	"github.com/moat-sandbox/moat/api"
 	"github.com/moat-sandbox/moat/internal/guest/account"
 	"github.com/moat-sandbox/moat/internal/guest/session"
+	"github.com/moat-sandbox/moat/internal/guest/setup"
 	"github.com/moat-sandbox/moat/internal/guest/wire"
 )
 
@@ -87,10 +88,10 @@ func check(in api.GuestInit) error {
 			return fmt.Errorf("envVars: %q is no usable name or has a value with a NUL byte", name)
 		}
 	}
-	if err := checkWord("sandboxID", in.SandboxID); err != nil {
+	if err := setup.CheckWord("sandboxID", in.SandboxID); err != nil {
 		return err
 	}
-	if err := checkWord("templateID", in.TemplateID); err != nil {
+	if err := setup.CheckWord("templateID", in.TemplateID); err != nil {
 		return err
 	}
 	if strings.ContainsRune(in.DefaultWorkdir, 0) {
@@ -109,13 +110,6 @@ func check(in api.GuestInit) error {
 	return nil
 }
 
-func checkWord(field, value string) error {
-	if strings.ContainsFunc(value, func(r rune) bool { return r <= ' ' || r > '~' }) {
-		return fmt.Errorf("%s: %q is not a single printable word", field, value)
-	}
-	return nil
-}
-
 // equip writes the sandbox's files and returns the environment of commands.
 func (s *Server) equip(in api.GuestInit) (map[string]string, error) {
 	env := map[string]string{}
@@ -130,8 +124,8 @@ func (s *Server) equip(in api.GuestInit) (map[string]string, error) {
 		env["E2B_TEMPLATE_ID"], marks[".E2B_TEMPLATE_ID"] = in.TemplateID, in.TemplateID
 	}
 	for name, content := range marks {
-		if err := rootDir(s.config.Root).write("run/e2b/"+name, content); err != nil {
-			return nil, err
+		if err := setup.Disk(s.config.Root).Write("run/e2b/"+name, content); err != nil {
+			return nil, fmt.Errorf("write %s: %w", name, err)
 		}
 	}
 	return env, nil

@@ -28,6 +28,7 @@ import (
 	"github.com/moat-sandbox/moat/internal/guest/files"
 	"github.com/moat-sandbox/moat/internal/guest/process"
 	"github.com/moat-sandbox/moat/internal/guest/session"
+	"github.com/moat-sandbox/moat/internal/guest/setup"
 )
 
 const (
@@ -81,7 +82,7 @@ func New(c Config) (*Server, error) {
 		return nil, errors.New("guest daemon: configuration is incomplete")
 	}
 	// Before it listens: whoever gets an answer finds it done.
-	common, unfit := rootDir(c.Root).setup(c.Setup, c.Log)
+	common, unfit := setup.Do(setup.Disk(c.Root), c.Setup, c.Log)
 	if unfit != nil {
 		unfit = fmt.Errorf("set up the sandbox: %w", unfit)
 		c.Log.Error("the sandbox is not usable", "error", unfit)

@@ -50,6 +50,9 @@ type Config struct {
 	Logger *slog.Logger
 	// Defaults are the limits of sandboxes whose template says nothing else.
 	Defaults sandbox.Limits
+	// SetUp does ahead to the base template what all sandboxes have in common;
+	// nil does nothing. The guest daemon does what it finds undone.
+	SetUp func(base.Files) error
 }
 
 // Library keeps the templates of this machine. It is safe for concurrent use.
@@ -74,7 +77,7 @@ func Open(cfg Config) (*Library, error) {
 	if !filepath.IsAbs(cfg.Dir) {
 		return nil, fmt.Errorf("open templates: directory %q is not absolute", cfg.Dir)
 	}
-	made, err := base.New(base.Config{Dir: filepath.Join(cfg.Dir, "base")})
+	made, err := base.New(base.Config{Dir: filepath.Join(cfg.Dir, "base"), SetUp: cfg.SetUp})
 	if err != nil {
 		return nil, fmt.Errorf("open templates: %w", err)
 	}

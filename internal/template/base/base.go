@@ -22,12 +22,15 @@ type Config struct {
 	Dir string
 	// Host is the root directory of the machine to show; empty means "/".
 	Host string
+	// SetUp may change what the template will have; nil changes nothing.
+	SetUp func(Files) error
 }
 
 // Base is the base template's root directory and its mounts.
 type Base struct {
-	dir  string
-	host string
+	dir   string
+	host  string
+	setUp func(Files) error
 }
 
 // Made says how the base template came out.
@@ -49,7 +52,10 @@ func New(cfg Config) (*Base, error) {
 	if dir := filepath.Clean(cfg.Dir) + "/"; strings.HasPrefix(dir, usr+"/") {
 		return nil, fmt.Errorf("the data directory lies below %s, which every sandbox would see", usr)
 	}
-	return &Base{dir: filepath.Clean(cfg.Dir), host: filepath.Clean(cfg.Host)}, nil
+	if cfg.SetUp == nil {
+		cfg.SetUp = func(Files) error { return nil }
+	}
+	return &Base{dir: filepath.Clean(cfg.Dir), host: filepath.Clean(cfg.Host), setUp: cfg.SetUp}, nil
 }
 
 // Root is the template's root directory. It is complete once Ensure returned.
@@ -78,6 +84,9 @@ func (b *Base) Ensure(ctx context.Context) (Made, error) {
 	}
 	made := Made{Hidden: hidden}
 	_, made.Trust = p[bundles[0]]
+	if err := b.setUp(p); err != nil {
+		return Made{}, fmt.Errorf("set up: %w", err)
+	}
 	if made.Files, err = p.converge(b.Root()); err != nil {
 		return Made{}, err
 	}

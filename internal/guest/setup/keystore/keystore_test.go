@@ -17,7 +17,7 @@ import (
 
 	"software.sslmate.com/src/go-pkcs12"
 
-	"github.com/moat-sandbox/moat/internal/guest/keystore"
+	"github.com/moat-sandbox/moat/internal/guest/setup/keystore"
 )
 
 func authority(t testing.TB, name string) *x509.Certificate {

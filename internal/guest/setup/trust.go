@@ -1,4 +1,4 @@
-package guest
+package setup
 
 import (
 	"bytes"
@@ -9,11 +9,8 @@ import (
 	"io/fs"
 	"log/slog"
 	"maps"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 )
 
 // trustStores are the files in which distributions keep the certificates that
@@ -43,31 +40,47 @@ const (
 // trust makes the sandbox trust the certificates of a checked bundle too, and
 // returns the variables for programs that do not look at the system's store. A
 // sandbox without one gets roots.
-func (d rootDir) trust(bundle, roots string, log *slog.Logger) (map[string]string, error) {
-	if !strings.HasSuffix(bundle, "\n") {
-		bundle += "\n"
-	}
-	if err := d.write(extraCA, bundle); err != nil {
+func trust(f Files, bundle, roots string, log *slog.Logger) (map[string]string, error) {
+	bundle = endLine(bundle)
+	if err := write(f, extraCA, bundle); err != nil {
 		return nil, err
 	}
-	// A template whose /usr is read-only does without: only a later run of
-	// update-ca-certificates would need it.
-	err := d.write(sourceCA, bundle)
-	if err != nil && !readOnly(err) {
+	if err := keepSource(f, bundle); err != nil {
 		return nil, err
 	}
-	store, err := d.extendStores(bundle, roots)
+	store, err := extendStores(f, bundle, roots)
 	if err != nil {
 		return nil, err
 	}
-	d.trustInJava(bundle, log)
+	trustInJava(f, bundle, "", log)
 	env := trustVariables("/"+extraCA, "/"+store)
-	return env, d.announce(env)
+	return env, announce(f, env)
 }
 
-// readOnly says that a part of a template cannot be changed.
-func readOnly(err error) bool {
-	return errors.Is(err, syscall.EROFS) || errors.Is(err, fs.ErrPermission)
+// trustBelowUsr does what is left where the rest was done ahead.
+func trustBelowUsr(f Files, bundle string, log *slog.Logger) error {
+	if bundle == "" {
+		return nil
+	}
+	trustInJava(f, bundle, "usr/", log)
+	return keepSource(f, endLine(bundle))
+}
+
+// keepSource keeps the certificates where they are found again. A template whose
+// /usr is read-only does without: only a later run of update-ca-certificates
+// would need it.
+func keepSource(f Files, bundle string) error {
+	if err := write(f, sourceCA, bundle); err != nil && !readOnly(err) {
+		return err
+	}
+	return nil
+}
+
+func endLine(text string) string {
+	if strings.HasSuffix(text, "\n") {
+		return text
+	}
+	return text + "\n"
 }
 
 // trustVariables are for programs that bring certificates of their own. Those
@@ -87,27 +100,27 @@ func trustVariables(extra, store string) map[string]string {
 
 // announce tells the variables to sessions that are not the daemon's: those of
 // sudo and su, and login shells.
-func (d rootDir) announce(env map[string]string) error {
+func announce(f Files, env map[string]string) error {
 	var lines, script strings.Builder
 	for _, name := range slices.Sorted(maps.Keys(env)) {
 		fmt.Fprintf(&lines, "%s=%s\n", name, env[name])
 		fmt.Fprintf(&script, "export %s=\"${%s:-%s}\"\n", name, name, env[name])
 	}
-	err := d.write("etc/profile.d/moat-extra-ca.sh", script.String())
+	err := write(f, "etc/profile.d/moat-extra-ca.sh", script.String())
 	if err != nil {
 		return err
 	}
-	if info, err := os.Stat(filepath.Join(string(d), sudoers)); err == nil && info.IsDir() {
+	if len(f.Find(sudoers)) > 0 {
 		keep := "Defaults env_keep += \"" + strings.Join(slices.Sorted(maps.Keys(env)), " ") + "\"\n"
-		if err := d.write(sudoers+"/moat-extra-ca", keep); err != nil && !readOnly(err) {
+		if err := write(f, sudoers+"/moat-extra-ca", keep); err != nil && !readOnly(err) {
 			return err
 		}
 	}
-	before, err := os.ReadFile(filepath.Join(string(d), "etc/environment"))
+	before, err := f.Read("etc/environment")
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("read etc/environment: %w", err)
 	}
-	return d.write("etc/environment", extend(string(before), lines.String()))
+	return write(f, "etc/environment", extend(string(before), lines.String()))
 }
 
 // checkBundle accepts one or more PEM certificates and nothing else.
@@ -134,17 +147,17 @@ func checkBundle(bundle string) error {
 
 // extendStores adds the bundle to every trust store there is, or makes one with
 // roots, and returns the name of the first.
-func (d rootDir) extendStores(bundle, roots string) (string, error) {
+func extendStores(f Files, bundle, roots string) (string, error) {
 	first := ""
 	done := map[string]bool{} // by what links lead to
 	for _, name := range trustStores {
-		path, err := filepath.EvalSymlinks(filepath.Join(string(d), name))
+		store, err := f.Resolve(name)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
-		if err == nil && !done[path] {
-			done[path] = true
-			err = extendStore(path, bundle)
+		if err == nil && !done[store] {
+			done[store] = true
+			err = extendStore(f, store, bundle)
 		}
 		if err != nil {
 			return "", fmt.Errorf("add certificates to %s: %w", name, err)
@@ -155,18 +168,18 @@ func (d rootDir) extendStores(bundle, roots string) (string, error) {
 	}
 	if first == "" {
 		first = trustStores[0]
-		return first, d.write(first, extend(roots, bundle))
+		return first, write(f, first, extend(roots, bundle))
 	}
 	return first, nil
 }
 
 // extendStore adds the bundle to one trust store, which is no link.
-func extendStore(path, bundle string) error {
-	content, err := os.ReadFile(path)
+func extendStore(f Files, name, bundle string) error {
+	content, err := f.Read(name)
 	if err != nil {
 		return err
 	}
-	return replace(path, extend(string(content), bundle))
+	return f.Write(name, extend(string(content), bundle))
 }
 
 // extend returns a trust store's content with the bundle as its last section,
@@ -176,8 +189,8 @@ func extend(content, bundle string) string {
 		_, rest, _ := strings.Cut(after, trustEnd)
 		content = before + rest
 	}
-	if content != "" && !strings.HasSuffix(content, "\n") {
-		content += "\n"
+	if content != "" {
+		content = endLine(content)
 	}
 	return content + trustBegin + bundle + trustEnd
 }
