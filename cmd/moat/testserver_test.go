@@ -29,6 +29,7 @@ import (
 	"github.com/moat-sandbox/moat/internal/secret"
 	"github.com/moat-sandbox/moat/internal/store"
 	"github.com/moat-sandbox/moat/internal/store/bolt"
+	"github.com/moat-sandbox/moat/internal/store/storetest"
 	"github.com/moat-sandbox/moat/internal/vault"
 )
 
@@ -61,7 +62,7 @@ func startServer(t started, dir string) *testServer {
 	must(t, err)
 	s.key = key.Reveal()
 
-	e := &engine{Store: records, dir: s.dataDir, lives: make(map[string]*life)}
+	e := &engine{Records: storetest.Records{Store: records, Before: func() error { return nil }}, dir: s.dataDir, lives: make(map[string]*life)}
 	t.Cleanup(e.killAll)
 	flows, err := audit.New(audit.Config{})
 	must(t, err)
@@ -104,7 +105,7 @@ func must(t started, err error) {
 
 // engine implements control.Engine and ingress.Lookup.
 type engine struct {
-	store.Store
+	storetest.Records
 	dir   string
 	flows *audit.Log
 
@@ -225,59 +226,6 @@ func (e *engine) killAll() {
 		l.stop()
 		<-l.ended
 	}
-}
-
-func (e *engine) SetEnd(ctx context.Context, id string, at time.Time, extendOnly bool) (store.Sandbox, error) {
-	return e.UpdateSandbox(ctx, id, func(s *store.Sandbox) error {
-		if !extendOnly || at.After(s.EndAt) {
-			s.EndAt = at
-		}
-		return nil
-	})
-}
-
-func (e *engine) SetNetwork(ctx context.Context, id string, change sandbox.NetworkChange) (sandbox.Receipt, error) {
-	return e.renew(ctx, id, func(s *store.Sandbox) error {
-		if change.IfGeneration != 0 && change.IfGeneration != s.Generation {
-			return sandbox.ErrGeneration
-		}
-		s.Network, s.InternetAccess = change.Document, change.Internet
-		if !change.KeepGrants {
-			s.Grants = nil
-		}
-		return nil
-	})
-}
-
-func (e *engine) EditNetwork(ctx context.Context, id string, edit func(store.Sandbox) ([]string, []string, error)) (store.Sandbox, sandbox.Receipt, error) {
-	receipt, err := e.renew(ctx, id, func(s *store.Sandbox) (err error) {
-		s.Network.AllowOut, s.Network.DenyOut, err = edit(*s)
-		return err
-	})
-	if err != nil {
-		return store.Sandbox{}, receipt, err
-	}
-	record, err := e.Store.Sandbox(ctx, id)
-	return record, receipt, err
-}
-
-func (e *engine) Grant(ctx context.Context, id string, entries []string, until time.Time) (sandbox.Grant, sandbox.Receipt, error) {
-	grant := sandbox.Grant{ID: sandbox.NewGrantID(), AllowOut: entries, CreatedAt: time.Now().UTC(), ExpiresAt: until.UTC()}
-	receipt, err := e.renew(ctx, id, func(s *store.Sandbox) error { return s.AddGrant(grant) })
-	return grant, receipt, err
-}
-
-func (e *engine) Revoke(ctx context.Context, id, grant string) (sandbox.Receipt, error) {
-	return e.renew(ctx, id, func(s *store.Sandbox) error { return s.EndGrant(grant, time.Now()) })
-}
-
-func (e *engine) renew(ctx context.Context, id string, edit func(*store.Sandbox) error) (sandbox.Receipt, error) {
-	record, err := e.UpdateSandbox(ctx, id, func(s *store.Sandbox) error {
-		err := edit(s)
-		s.Generation++
-		return err
-	})
-	return sandbox.Receipt{Generation: record.Generation}, err
 }
 
 func (e *engine) Samples(context.Context, string, time.Time, time.Time) ([]sandbox.Sample, error) {

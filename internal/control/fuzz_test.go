@@ -37,7 +37,8 @@ func FuzzCreate(f *testing.F) {
 		f.Add(`{"templateID":"base","network":` + network + `}`)
 	}
 	compile := func(d policy.Document) (*policy.Policy, error) { return policy.Parse(d, policy.Options{Rules: true}) }
-	gate := &engine{fails: errAccepted}
+	gate := newEngine(nil)
+	gate.fails = errAccepted
 	flows, err := audit.New(audit.Config{})
 	if err != nil {
 		f.Fatal(err)

@@ -23,6 +23,7 @@ import (
 	"github.com/moat-sandbox/moat/internal/secret"
 	"github.com/moat-sandbox/moat/internal/store"
 	"github.com/moat-sandbox/moat/internal/store/bolt"
+	"github.com/moat-sandbox/moat/internal/store/storetest"
 	"github.com/moat-sandbox/moat/internal/vault"
 )
 
@@ -54,7 +55,7 @@ func newRig(t *testing.T, adjust ...func(*Config)) *rig {
 	}
 	t.Cleanup(func() { records.Close() })
 	r := &rig{t: t, store: records, log: new(bytes.Buffer)}
-	r.engine = &engine{store: records, samples: make(map[string][]sandbox.Sample)}
+	r.engine = newEngine(records)
 	r.templates = &templates{}
 	for name, key := range map[string]string{"a": keyA, "b": keyB} {
 		if err := records.CreateKey(t.Context(), keyRecord(name, name, "team-"+name, secret.New(key))); err != nil {
@@ -227,7 +228,7 @@ func (r *rig) change(id string, edit func(*store.Sandbox)) {
 // engine stands in for the node: it keeps records as the node does and runs
 // nothing. The node itself is tested with real sandboxes.
 type engine struct {
-	store store.Store
+	storetest.Records
 
 	mu      sync.Mutex
 	specs   []sandbox.Spec
@@ -236,6 +237,12 @@ type engine struct {
 	spans   [][2]time.Time        // of Samples
 	hook    func(context.Context) // called by what may take long
 	crash   bool                  // Count panics
+}
+
+func newEngine(records store.Store) *engine {
+	e := &engine{samples: make(map[string][]sandbox.Sample)}
+	e.Records = storetest.Records{Store: records, Before: e.failure, Cut: 3}
+	return e
 }
 
 // linger is called by what may take long.
@@ -273,7 +280,7 @@ func (e *engine) Create(ctx context.Context, spec sandbox.Spec) (store.Sandbox, 
 	if spec.Template != record.TemplateID {
 		record.Alias = spec.Template
 	}
-	return record, e.store.CreateSandbox(ctx, record)
+	return record, e.Store.CreateSandbox(ctx, record)
 }
 
 func (e *engine) Kill(ctx context.Context, id string) error {
@@ -284,66 +291,7 @@ func (e *engine) Kill(ctx context.Context, id string) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	return e.store.DeleteSandbox(ctx, id)
-}
-
-func (e *engine) SetEnd(ctx context.Context, id string, at time.Time, extendOnly bool) (store.Sandbox, error) {
-	if err := e.failure(); err != nil {
-		return store.Sandbox{}, err
-	}
-	return e.store.UpdateSandbox(ctx, id, func(s *store.Sandbox) error {
-		if !extendOnly || at.After(s.EndAt) {
-			s.EndAt = at.UTC()
-		}
-		return nil
-	})
-}
-
-func (e *engine) SetNetwork(ctx context.Context, id string, change sandbox.NetworkChange) (sandbox.Receipt, error) {
-	return e.renew(ctx, id, func(s *store.Sandbox) error {
-		if change.IfGeneration != 0 && change.IfGeneration != s.Generation {
-			return sandbox.ErrGeneration
-		}
-		s.Network, s.InternetAccess = change.Document, change.Internet
-		if !change.KeepGrants {
-			s.Grants = nil
-		}
-		return nil
-	})
-}
-
-func (e *engine) EditNetwork(ctx context.Context, id string, edit func(store.Sandbox) ([]string, []string, error)) (store.Sandbox, sandbox.Receipt, error) {
-	receipt, err := e.renew(ctx, id, func(s *store.Sandbox) (err error) {
-		s.Network.AllowOut, s.Network.DenyOut, err = edit(*s)
-		return err
-	})
-	if err != nil {
-		return store.Sandbox{}, receipt, err
-	}
-	record, err := e.store.Sandbox(ctx, id)
-	return record, receipt, err
-}
-
-func (e *engine) Grant(ctx context.Context, id string, entries []string, until time.Time) (sandbox.Grant, sandbox.Receipt, error) {
-	grant := sandbox.Grant{ID: sandbox.NewGrantID(), AllowOut: entries, CreatedAt: time.Now().UTC(), ExpiresAt: until.UTC()}
-	receipt, err := e.renew(ctx, id, func(s *store.Sandbox) error { return s.AddGrant(grant) })
-	return grant, receipt, err
-}
-
-func (e *engine) Revoke(ctx context.Context, id, grant string) (sandbox.Receipt, error) {
-	return e.renew(ctx, id, func(s *store.Sandbox) error { return s.EndGrant(grant, time.Now()) })
-}
-
-func (e *engine) renew(ctx context.Context, id string, edit func(*store.Sandbox) error) (sandbox.Receipt, error) {
-	if err := e.failure(); err != nil {
-		return sandbox.Receipt{}, err
-	}
-	record, err := e.store.UpdateSandbox(ctx, id, func(s *store.Sandbox) error {
-		err := edit(s)
-		s.Generation++
-		return err
-	})
-	return sandbox.Receipt{Generation: record.Generation, Cut: 3}, err
+	return e.Store.DeleteSandbox(ctx, id)
 }
 
 func (e *engine) Samples(ctx context.Context, id string, from, to time.Time) ([]sandbox.Sample, error) {
@@ -376,7 +324,7 @@ func (e *engine) RotateTrafficToken(ctx context.Context, id string) (secret.Stri
 	if err := e.failure(); err != nil {
 		return secret.String{}, err
 	}
-	record, err := e.store.UpdateSandbox(ctx, id, func(s *store.Sandbox) error {
+	record, err := e.Store.UpdateSandbox(ctx, id, func(s *store.Sandbox) error {
 		if !s.Ingress.Private() {
 			return sandbox.ErrPublic
 		}
@@ -394,7 +342,7 @@ func (e *engine) Count() int {
 	if e.crash {
 		panic("count lost its way")
 	}
-	records, _ := e.store.Sandboxes(context.Background(), "")
+	records, _ := e.Store.Sandboxes(context.Background(), "")
 	return len(records)
 }
 

@@ -1,5 +1,5 @@
 // Package storetest holds every implementation of store.Store to the same
-// behaviour.
+// behaviour, and stands in for the node in tests of those that change records.
 package storetest
 
 import (
