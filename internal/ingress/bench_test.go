@@ -38,6 +38,75 @@ func BenchmarkRequest(b *testing.B) {
 	}
 }
 
+// BenchmarkPlain sends the plainest of requests over one connection, and over
+// one each, by a client and to an app that make no garbage of their own.
+func BenchmarkPlain(b *testing.B) {
+	const answer = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
+	w := newWorld(b, func(cfg *Config) { cfg.Logger = slog.New(slog.DiscardHandler) })
+	app := w.servePrivate(nil)
+	app.Addr, app.port = netip.MustParseAddr("127.0.0.1"), rawApp(b, answer)
+	w.boxes.put(app)
+	request := []byte("GET / HTTP/1.1\r\nHost: " + app.host() + "\r\n" + headerE2BToken + ": " + app.Token.Reveal() + "\r\n\r\n")
+	ask := func(b *testing.B, conn net.Conn, buf []byte) {
+		if _, err := conn.Write(request); err != nil {
+			b.Fatal(err)
+		}
+		if _, err := io.ReadFull(conn, buf); err != nil || !strings.HasSuffix(string(buf), "hello") {
+			b.Fatal(string(buf), err)
+		}
+	}
+	dial := func(b *testing.B) net.Conn {
+		conn, err := net.Dial("tcp", w.plain)
+		if err != nil {
+			b.Fatal(err)
+		}
+		return conn
+	}
+	buf := make([]byte, len(answer))
+	b.Run("kept", func(b *testing.B) {
+		conn := dial(b)
+		defer conn.Close()
+		b.ReportAllocs()
+		for b.Loop() {
+			ask(b, conn, buf)
+		}
+	})
+	b.Run("new", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			conn := dial(b)
+			ask(b, conn, buf)
+			conn.Close()
+		}
+	})
+}
+
+// rawApp answers whatever is sent to it, on any number of connections.
+func rawApp(b *testing.B, answer string) (port uint16) {
+	l := listen(b, "127.0.0.1:0")
+	b.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer conn.Close()
+				for buf, out := make([]byte, 4096), []byte(answer); ; {
+					if _, err := conn.Read(buf); err != nil {
+						return
+					}
+					if _, err := conn.Write(out); err != nil {
+						return
+					}
+				}
+			}()
+		}
+	}()
+	return netip.MustParseAddrPort(l.Addr().String()).Port()
+}
+
 // BenchmarkUnknown is what a stranger's guess costs, with few and with many
 // sandboxes known.
 func BenchmarkUnknown(b *testing.B) {

@@ -48,17 +48,9 @@ type caller struct {
 	n int // bytes in buf; a request, and what came after it
 
 	// What follows is about the present request.
-	size     int          // of the request, with its body
-	tokens   http.Request // holds nothing else; see credentials
-	said     [][2]string  // the names and values in tokens, as they came
+	size     int // of the request, with its body
 	exchange exchange
 	watch    *watch // nil while nobody watches the client
-
-	// The way to the host that was last asked for, and what programs there are
-	// told of it.
-	host      string
-	route     route
-	forwarded []byte
 
 	entered bool          // the upstream knows of it
 	begun   bool          // guarded by up.mu, as are the two below; see answer
@@ -71,19 +63,32 @@ type space struct {
 	buf      [maxPlain]byte
 	request  wire.Request // in buf, as soon as it is read
 	response wire.Response
+	socket   *socket
+
+	// What the last request said is most often said again, also by the next
+	// client. Each request is compared with it.
+	tokens http.Request // holds nothing else; see credentials
+	said   [][2]string  // the names and values in tokens, as they came
+	host   string
+	route  route // where host leads
+
+	forwarded []byte // what programs there are told of the client; empty when not known
 }
+
+func newSpace() any { return &space{socket: newSocket()} }
 
 func newCaller(s *Server, conn net.Conn) *caller {
 	c := &caller{srv: s, in: s.in, conn: conn, stream: conn, fresh: true, now: time.Now(), space: s.spaces.Get().(*space)}
 	if tcp, ok := conn.(*net.TCPConn); ok {
 		c.tcp = tcp
-		if quick, err := newSocket(tcp); err == nil { // else it is closed already
-			c.stream = quick
+		if err := c.socket.attach(tcp); err == nil { // else it is closed already
+			c.stream = c.socket
 		}
 	}
 	if from, ok := conn.RemoteAddr().(*net.TCPAddr); ok {
 		c.from = from.AddrPort().Addr().Unmap()
 	}
+	c.forwarded = c.forwarded[:0]
 	c.waiting.Store(true)
 	return c
 }
@@ -195,8 +200,8 @@ func (c *caller) await() outcome {
 // arrive reads what has come with a new connection, most often all of the first
 // request, and gives the rest of its head a deadline.
 func (c *caller) arrive() {
-	if quick, ok := c.stream.(*socket); ok {
-		c.n = quick.ReadNow(c.buf[:])
+	if c.stream == io.ReadWriter(c.socket) {
+		c.n = c.socket.ReadNow(c.buf[:])
 	}
 	if wire.End(c.buf[:c.n]) == 0 {
 		c.setDeadline(c.now.Add(c.in.headerTimeout))

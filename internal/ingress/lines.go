@@ -32,7 +32,7 @@ func (up *upstream) leaveCaller(c *caller, again bool, now time.Time) {
 	delete(up.parties, c)
 	line := c.line
 	c.line = nil
-	keep := line == nil || again && !up.ended && c.refused == nil && up.idle.put(line, now, up.reap)
+	keep := line == nil || again && !up.ended && c.refused == nil && up.keep(line, now)
 	up.mu.Unlock()
 	if !keep {
 		_ = line.Close() // fails only when it is closed already
@@ -73,8 +73,10 @@ func (up *upstream) goesOn(c *caller) bool {
 	return !up.ended && c.refused == nil
 }
 
-// put keeps an idle connection, unless there are enough.
-func (l *lines) put(line *upstreamConn, now time.Time, reap func()) bool {
+// keep keeps an idle connection, unless there are enough. The caller holds
+// up.mu.
+func (up *upstream) keep(line *upstreamConn, now time.Time) bool {
+	l := &up.idle
 	if len(l.byPort[line.port]) >= maxLines {
 		return false
 	}
@@ -84,7 +86,7 @@ func (l *lines) put(line *upstreamConn, now time.Time, reap func()) bool {
 	line.since = now
 	l.byPort[line.port] = append(l.byPort[line.port], line)
 	if l.reaper == nil {
-		l.reaper = time.AfterFunc(idleTimeout, reap)
+		l.reaper = time.AfterFunc(idleTimeout, up.reap)
 	}
 	return true
 }

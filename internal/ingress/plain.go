@@ -84,6 +84,9 @@ func (c *caller) readPlain() bool {
 	if string(c.request.Host) != c.host && !c.findHost() {
 		return false
 	}
+	if len(c.forwarded) == 0 {
+		c.forward()
+	}
 	return c.awaitBody()
 }
 
@@ -101,17 +104,22 @@ func (c *caller) findHost() bool {
 		return false
 	}
 	c.host, c.route = host, route{address: addr, by: byHost}
+	c.forwarded = c.forwarded[:0]
+	return true
+}
+
+// forward writes what programs are told of the client.
+func (c *caller) forward() {
 	scheme := "http"
 	if _, secure := c.conn.(*tls.Conn); secure {
 		scheme = "https"
 	}
-	out := make([]byte, 0, 128+len(host))
+	out := c.forwarded
 	if c.from.IsValid() {
 		out = append(c.from.AppendTo(append(out, "X-Forwarded-For: "...)), "\r\n"...)
 	}
-	out = append(append(out, "X-Forwarded-Host: "...), host...)
+	out = append(append(out, "X-Forwarded-Host: "...), c.host...)
 	c.forwarded = append(append(append(out, "\r\nX-Forwarded-Proto: "...), scheme...), "\r\n"...)
-	return true
 }
 
 // credentials is the request with the tokens in it, which is what admit looks
@@ -259,8 +267,8 @@ func (c *caller) dial() *upstreamConn {
 		return nil
 	}
 	tcp := raw.(*net.TCPConn) // what dialling "tcp" gives
-	socket, err := newSocket(tcp)
-	if err != nil {
+	socket := newSocket()
+	if err := socket.attach(tcp); err != nil {
 		_ = tcp.Close()
 		return nil
 	}

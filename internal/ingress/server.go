@@ -74,7 +74,7 @@ func (in *Ingress) Server() *Server {
 		listeners: make(map[net.Listener]struct{}),
 		callers:   make(map[*caller]struct{}),
 		left:      make(chan struct{}, 1),
-		spaces:    sync.Pool{New: func() any { return new(space) }},
+		spaces:    sync.Pool{New: newSpace},
 	}
 }
 

@@ -29,14 +29,20 @@ type socket struct {
 	writeErr syscall.Errno
 }
 
-func newSocket(conn *net.TCPConn) (*socket, error) {
+func newSocket() *socket {
+	s := new(socket)
+	s.receive, s.send = s.receiveNow, s.sendNow
+	return s
+}
+
+// attach makes the socket that of a connection, in the place of any other.
+func (s *socket) attach(conn *net.TCPConn) error {
 	raw, err := conn.SyscallConn()
 	if err != nil {
-		return nil, fmt.Errorf("look into connection: %w", err)
+		return fmt.Errorf("look into connection: %w", err)
 	}
-	s := &socket{raw: raw}
-	s.receive, s.send = s.receiveNow, s.sendNow
-	return s, nil
+	s.raw = raw
+	return nil
 }
 
 // Read implements io.Reader.
