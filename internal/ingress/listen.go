@@ -23,6 +23,7 @@ func Listen(address string) (net.Listener, error) {
 		var err error
 		return errors.Join(c.Control(func(fd uintptr) { err = keepAlive(int(fd)) }), err)
 	}}
+	config.SetMultipathTCP(false) // nobody asked for it, and each accept would pay
 	l, err := config.Listen(context.Background(), "tcp", address)
 	if err != nil {
 		return nil, fmt.Errorf("listen: %w", err)
