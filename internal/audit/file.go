@@ -22,7 +22,7 @@ const batchSize = 64 << 10
 
 // collectTime is how long a record may wait for others to be written with it.
 // The queue holds what comes meanwhile.
-const collectTime = 10 * time.Millisecond
+const collectTime = 50 * time.Millisecond
 
 // FileConfig says where and how a File writes.
 type FileConfig struct {

@@ -86,7 +86,7 @@ func (n *Network) watch(ctx context.Context, tell func(Event), ready func()) (er
 	if err != nil {
 		return fmt.Errorf("watch flows: %w", err)
 	}
-	defer expired.close()
+	defer func() { err = errors.Join(err, expired.close()) }()
 	tick := time.NewTicker(forgetPause)
 	defer tick.Stop()
 	ready()

@@ -5,18 +5,18 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"os"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// listener is a netlink socket on which the kernel tells what happens.
+// listener is a netlink socket on which the kernel tells what happens. It is not
+// among those that the Go runtime waits for: the runtime would be woken for every
+// message, also while nobody wants to read it yet.
 type listener struct {
 	fd   int
-	file *os.File // owns fd
+	wake int // an eventfd that ends waiting
 	lost *atomic.Uint64
 }
 
@@ -24,11 +24,15 @@ type listener struct {
 const eventBuffer = 4 << 20
 
 func openListener(lost *atomic.Uint64) (*listener, error) {
+	wake, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("open eventfd: %w", err)
+	}
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_NETFILTER)
 	if err != nil {
-		return nil, fmt.Errorf("open netlink socket: %w", err)
+		return nil, errors.Join(fmt.Errorf("open netlink socket: %w", err), unix.Close(wake))
 	}
-	l := &listener{fd: fd, file: os.NewFile(uintptr(fd), "netlink"), lost: lost}
+	l := &listener{fd: fd, wake: wake, lost: lost}
 	err = unix.Bind(fd, kernelSide())
 	if err == nil {
 		err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, eventBuffer)
@@ -39,7 +43,8 @@ func openListener(lost *atomic.Uint64) (*listener, error) {
 	return l, nil
 }
 
-func (l *listener) close() error { return l.file.Close() }
+// close must not be called while run runs.
+func (l *listener) close() error { return errors.Join(unix.Close(l.fd), unix.Close(l.wake)) }
 
 // join subscribes to a multicast group.
 func (l *listener) join(group int) error {
@@ -51,59 +56,70 @@ func (l *listener) join(group int) error {
 
 // run hands over messages until ctx ends.
 func (l *listener) run(ctx context.Context, each func(message)) error {
+	woken := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
-		_ = l.file.SetReadDeadline(time.Unix(1, 0)) // wakes receive; fails only if closed
+		defer close(woken)
+		_, _ = unix.Write(l.wake, binary.NativeEndian.AppendUint64(nil, 1)) // an empty eventfd has room
 	})
-	defer stop()
-	raw, err := l.file.SyscallConn()
-	if err != nil {
-		return err
-	}
-	buf := make([]byte, 256<<10)
-	for {
-		n, waited, err := receive(raw, buf)
-		if waited {
-			gather(ctx)
+	defer func() {
+		if !stop() {
+			<-woken
 		}
-		switch {
-		case ctx.Err() != nil:
+	}()
+	in := newInbox()
+	for ctx.Err() == nil {
+		if err := l.wait(); err != nil {
+			return fmt.Errorf("wait for events: %w", err)
+		}
+		gather(ctx)
+		if err := l.drain(ctx, in, each); err != nil {
+			return fmt.Errorf("read events: %w", err)
+		}
+	}
+	return nil
+}
+
+// wait returns when there is something to read, or when it is woken.
+func (l *listener) wait() error {
+	fds := []unix.PollFd{{Fd: int32(l.fd), Events: unix.POLLIN}, {Fd: int32(l.wake), Events: unix.POLLIN}}
+	for {
+		if _, err := unix.Poll(fds, -1); !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
+}
+
+// drain hands over all messages that there are.
+func (l *listener) drain(ctx context.Context, in *inbox, each func(message)) error {
+	for ctx.Err() == nil {
+		switch err := in.receive(l.fd); {
+		case errors.Is(err, unix.EAGAIN):
 			return nil
 		case errors.Is(err, unix.ENOBUFS): // more than fit; what did is still to be read
 			l.lost.Add(1)
 			continue
 		case err != nil:
-			return fmt.Errorf("read events: %w", err)
+			return err
 		}
-		if _, err := eachMessage(buf[:n], func(m message) bool { each(m); return true }); err != nil {
-			l.lost.Add(1)
+		for datagram := range in.datagrams() {
+			if _, err := eachMessage(datagram, func(m message) bool { each(m); return true }); err != nil {
+				l.lost.Add(1)
+			}
 		}
 	}
+	return nil
 }
 
-// gatherTime is how long messages are left to pile up after one that had to be
-// waited for. To wake for each of them costs more than all that is done with it.
-const gatherTime = time.Millisecond
+// gatherTime is how long messages are left to pile up after the first. To wake
+// for each of them costs more than all that is done with it. What comes in this
+// time takes a fraction of eventBuffer: each message counts as a kilobyte or so.
+const gatherTime = 25 * time.Millisecond
 
 func gather(ctx context.Context) {
 	select {
 	case <-time.After(gatherTime):
 	case <-ctx.Done():
 	}
-}
-
-// receive returns the next batch of messages, and whether it had to wait for it.
-func receive(raw syscall.RawConn, buf []byte) (n int, waited bool, err error) {
-	failed := raw.Read(func(fd uintptr) bool {
-		for {
-			n, _, err = unix.Recvfrom(int(fd), buf, unix.MSG_DONTWAIT)
-			if !errors.Is(err, unix.EINTR) {
-				again := errors.Is(err, unix.EAGAIN)
-				waited = waited || again
-				return !again
-			}
-		}
-	})
-	return n, waited, errors.Join(failed, err)
 }
 
 // ask sends a request and waits for its confirmation, before anything else is
