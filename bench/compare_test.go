@@ -7,30 +7,52 @@ import (
 	"strings"
 	"testing"
 	"text/tabwriter"
+	"time"
 
 	"github.com/moat-sandbox/moat/bench/load"
 )
 
 // contender is one of those that are compared.
 type contender struct {
-	name  string
-	round func() load.Outcome
+	name   string
+	server int // process whose processor time counts, with all below it; 0 is none
+	round  func() load.Outcome
+}
+
+// turn is what came of one round.
+type turn struct {
+	load.Outcome
+	cpu time.Duration // of the server
+}
+
+func (c contender) turn(b *testing.B) turn {
+	if c.server == 0 {
+		return turn{Outcome: c.round()}
+	}
+	before := cpu(b, c.server)
+	o := c.round()
+	return turn{o, cpu(b, c.server) - before}
 }
 
 // measure is what is read from a contender's rounds.
 type measure struct {
 	unit string
-	of   func(load.Outcome) float64
+	of   func(turn) float64
 }
 
-func rate(unit string) measure { return measure{unit, load.Outcome.Rate} }
+func rate(unit string) measure { return measure{unit, turn.Rate} }
 
-func speed() measure { return measure{"MB/s", load.Outcome.Speed} }
+func speed() measure { return measure{"MB/s", turn.Speed} }
+
+// cost is the server's processor time for each, in microseconds.
+func cost() measure {
+	return measure{"µs-cpu", func(t turn) float64 { return float64(t.cpu.Nanoseconds()) / 1000 / float64(t.Count) }}
+}
 
 // waited is how long a share of all waited, in milliseconds.
 func waited(share float64) measure {
-	return measure{fmt.Sprintf("p%.0f-ms", share*100), func(o load.Outcome) float64 {
-		return float64(o.Quantile(share).Microseconds()) / 1000
+	return measure{fmt.Sprintf("p%.0f-ms", share*100), func(t turn) float64 {
+		return float64(t.Quantile(share).Microseconds()) / 1000
 	}}
 }
 
@@ -48,11 +70,11 @@ func compare(b *testing.B, all []contender, measures ...measure) {
 		values[i] = make([][]float64, len(all))
 	}
 	for first := 0; b.Loop(); first++ { // who comes first changes
-		for turn := range all {
-			c := (first + turn) % len(all)
-			o := all[c].round()
+		for next := range all {
+			c := (first + next) % len(all)
+			t := all[c].turn(b)
 			for i, m := range measures {
-				values[i][c] = append(values[i][c], m.of(o))
+				values[i][c] = append(values[i][c], m.of(t))
 			}
 		}
 	}

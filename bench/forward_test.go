@@ -18,7 +18,7 @@ const roundTime = 250 * time.Millisecond
 func BenchmarkForward(b *testing.B) {
 	plain := plainSlot(b, startPlain(b), 1, "")
 	s := startMoat(b)
-	all := []flows{{"plain", plain, serverAddr}}
+	all := []flows{{name: "plain", from: plain, to: serverAddr}}
 	for i, rules := range []int{0, 100, 10_000} {
 		var network *api.Network
 		addr := otherAddrs[i]
@@ -26,7 +26,7 @@ func BenchmarkForward(b *testing.B) {
 			network = denyAllBut(append(otherHosts(rules-1), addr)...)
 		}
 		_, from := sandbox(b, s, network)
-		all = append(all, flows{fmt.Sprintf("%d rules", rules), from, addr})
+		all = append(all, flows{name: fmt.Sprintf("%d rules", rules), from: from, to: addr})
 	}
 	b.Run("connections", func(b *testing.B) {
 		compare(b, connections(b, all, 16), rate("conn/s"), waited(0.5), waited(0.99))
@@ -39,12 +39,14 @@ type flows struct {
 	name string
 	from source
 	to   string
+	// server is the process that carries them; 0 if the kernel does.
+	server int
 }
 
 // connections are rounds of many connections to the server, by its name.
 func connections(b *testing.B, all []flows, workers int) (c []contender) {
 	for _, f := range all {
-		c = append(c, contender{f.name, func() load.Outcome {
+		c = append(c, contender{f.name, f.server, func() load.Outcome {
 			return f.from.run(b, load.Load{
 				Kind: load.Connections, Target: f.to + ":443", Name: serverName,
 				Workers: workers, Count: 5000, Time: roundTime,
@@ -57,7 +59,7 @@ func connections(b *testing.B, all []flows, workers int) (c []contender) {
 // downloads are rounds of two endless answers.
 func downloads(b *testing.B, all []flows) (c []contender) {
 	for _, f := range all {
-		c = append(c, contender{f.name, func() load.Outcome {
+		c = append(c, contender{f.name, f.server, func() load.Outcome {
 			return f.from.run(b, load.Load{
 				Kind: load.Download, Target: f.to + ":443", Name: serverName,
 				Workers: 2, Count: 2, Time: roundTime,

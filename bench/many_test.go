@@ -41,7 +41,7 @@ func BenchmarkManySandboxes(b *testing.B) {
 		var contenders []contender
 		for _, l := range all {
 			turn := 0
-			contenders = append(contenders, contender{l.name, func() load.Outcome {
+			contenders = append(contenders, contender{l.name, 0, func() load.Outcome {
 				turn = 1 - turn
 				began := time.Now()
 				put(b, l.server, l.box, l.networks[turn])

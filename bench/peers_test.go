@@ -28,13 +28,14 @@ type peer struct {
 // peerStart bounds the time until a peer listens.
 const peerStart = 30 * time.Second
 
-// start runs a peer on a node until the benchmark ends. It reports false, and
-// says so where the results are, if the machine does not have it.
-func (p peer) start(b *testing.B, node *lab.Node) bool {
+// start runs a peer on a node until the benchmark ends and returns its process
+// id. It reports false, and says so where the results are, if the machine does
+// not have it.
+func (p peer) start(b *testing.B, node *lab.Node) (pid int, ok bool) {
 	b.Helper()
 	if _, err := exec.LookPath(p.program); err != nil {
 		fmt.Printf("\n%s: NOT MEASURED: %s is missing (apt-get install %s)\n", b.Name(), p.name, p.pkg)
-		return false
+		return 0, false
 	}
 	for _, path := range slices.Sorted(maps.Keys(p.files)) {
 		if err := node.WriteFile(path, []byte(p.files[path]), 0o644); err != nil {
@@ -55,7 +56,7 @@ func (p peer) start(b *testing.B, node *lab.Node) bool {
 		conn, err := node.Dial(b.Context(), "tcp", fmt.Sprintf("127.0.0.1:%d", p.port))
 		if err == nil {
 			conn.Close()
-			return true
+			return cmd.Process.Pid, true
 		}
 		if time.Now().After(deadline) {
 			text, _ := os.ReadFile(said.Name()) // without it the error tells less

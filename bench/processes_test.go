@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -43,6 +44,22 @@ func descendants(b *testing.B, of int) []int {
 		all = append(all, children[all[i]]...)
 	}
 	return all
+}
+
+// cpu is the processor time that a process and all below it have used.
+func cpu(b *testing.B, of int) (used time.Duration) {
+	const group = 2 // CPUCLOCK_SCHED of all threads
+	for _, pid := range append(descendants(b, of), of) {
+		var t unix.Timespec
+		if err := unix.ClockGettime(int32(^pid<<3|group), &t); err != nil {
+			if errors.Is(err, unix.EINVAL) {
+				continue // ended in between
+			}
+			b.Fatal(err)
+		}
+		used += time.Duration(t.Nano())
+	}
+	return used
 }
 
 // pss adds up the proportional set sizes of processes, in bytes. Those that run

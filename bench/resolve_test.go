@@ -24,15 +24,16 @@ func BenchmarkResolve(b *testing.B) {
 	node := startPlain(b)
 	const firstPort = 5301
 	redirect := "udp dport 53 redirect to :%d"
-	all := []flows{{"moat", plainSlot(b, node, 1, fmt.Sprintf(redirect, firstPort)), lab.DNSServer}}
-	startResolver(b, node.Node, fmt.Sprintf("198.18.1.0:%d", firstPort))
-	if p := dnsmasq(firstPort + 1); p.start(b, node.Node) {
-		all = append(all, flows{p.name, plainSlot(b, node, 2, fmt.Sprintf(redirect, p.port)), lab.DNSServer})
+	ours := plainSlot(b, node, 1, fmt.Sprintf(redirect, firstPort))
+	all := []flows{{"moat", ours, lab.DNSServer, startResolver(b, node.Node, fmt.Sprintf("198.18.1.0:%d", firstPort))}}
+	p := dnsmasq(firstPort + 1)
+	if pid, ok := p.start(b, node.Node); ok {
+		all = append(all, flows{p.name, plainSlot(b, node, 2, fmt.Sprintf(redirect, p.port)), lab.DNSServer, pid})
 	}
 	for _, kind := range []struct{ what, name string }{{"cached", serverName}, {"synthetic", "evil.example"}} {
 		for _, workers := range []int{1, 16} {
 			b.Run(fmt.Sprintf("%s/clients=%d", kind.what, workers), func(b *testing.B) {
-				compare(b, queries(b, all, kind.name, workers), rate("answers/s"), waited(0.5), waited(0.99))
+				compare(b, queries(b, all, kind.name, workers), rate("answers/s"), waited(0.5), waited(0.99), cost())
 			})
 		}
 	}
@@ -40,7 +41,7 @@ func BenchmarkResolve(b *testing.B) {
 
 func queries(b *testing.B, all []flows, name string, workers int) (c []contender) {
 	for _, f := range all {
-		c = append(c, contender{f.name, func() load.Outcome {
+		c = append(c, contender{f.name, f.server, func() load.Outcome {
 			return f.from.run(b, load.Load{
 				Kind: load.Queries, Target: f.to, Name: name, Workers: workers, Count: 50_000, Time: roundTime,
 			})
@@ -61,8 +62,9 @@ func dnsmasq(port int) peer {
 	}
 }
 
-// startResolver starts our resolver on a node and waits until it listens.
-func startResolver(b *testing.B, node *lab.Node, listen string) {
+// startResolver starts our resolver on a node, waits until it listens and returns
+// its process id.
+func startResolver(b *testing.B, node *lab.Node, listen string) int {
 	b.Helper()
 	self, err := os.Executable()
 	if err != nil {
@@ -76,7 +78,7 @@ func startResolver(b *testing.B, node *lab.Node, listen string) {
 		conn, err := node.Dial(b.Context(), "tcp", listen)
 		if err == nil {
 			conn.Close()
-			return
+			return cmd.Process.Pid
 		}
 		if time.Now().After(deadline) {
 			b.Fatalf("the resolver does not listen: %v", err)

@@ -17,16 +17,20 @@ const allowedNames = 1000
 // the address in their configuration.
 func BenchmarkServerNames(b *testing.B) {
 	names := append(otherNames(allowedNames-1), serverName)
-	_, ours := sandbox(b, startMoat(b), denyAllBut(names...))
+	s := startMoat(b)
+	_, ours := sandbox(b, s, denyAllBut(names...))
 	node := startPlain(b)
-	all := []flows{{"moat", ours, serverAddr}, {"no filter", plainSlot(b, node, 1, ""), otherAddrs[0]}}
+	all := []flows{
+		{"moat", ours, serverAddr, s.PID()},
+		{"no filter", plainSlot(b, node, 1, ""), otherAddrs[0], 0},
+	}
 	const firstPort = 8441
 	for i, p := range []peer{
 		nginxStream(names, firstPort), haproxyTCP(names, firstPort+1), squidSplice(b, node, names, firstPort+2),
 	} {
-		if p.start(b, node.Node) {
+		if pid, ok := p.start(b, node.Node); ok {
 			from := plainSlot(b, node, 2+i, fmt.Sprintf("tcp dport 443 redirect to :%d", p.port))
-			all = append(all, flows{p.name, from, serverAddr})
+			all = append(all, flows{p.name, from, serverAddr, pid})
 		}
 	}
 	for _, f := range all {
@@ -41,10 +45,10 @@ func BenchmarkServerNames(b *testing.B) {
 		return
 	}
 	b.Run("connections", func(b *testing.B) {
-		compare(b, connections(b, all, 16), rate("conn/s"), waited(0.5), waited(0.99))
+		compare(b, connections(b, all, 16), rate("conn/s"), waited(0.5), waited(0.99), cost())
 	})
 	b.Run("one at a time", func(b *testing.B) {
-		compare(b, connections(b, all, 1), rate("conn/s"), waited(0.5), waited(0.99))
+		compare(b, connections(b, all, 1), rate("conn/s"), waited(0.5), waited(0.99), cost())
 	})
 	b.Run("download", func(b *testing.B) { compare(b, downloads(b, all), speed()) })
 }
