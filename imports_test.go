@@ -41,10 +41,11 @@ stores are leaves:   internal/store/... -> internal/store internal/policy intern
 secrets of teams:    internal/vault -> internal/store internal/policy internal/secret
 kernel:              internal/egress/kernel -> internal/policy
 egress contract:     internal/egress -> internal/policy
-names and dialling:  internal/egress/dns internal/egress/dial -> internal/egress internal/policy
+sockets:             internal/egress/socket ->
+names and dialling:  internal/egress/dns internal/egress/dial -> internal/egress internal/egress/socket internal/policy
 audit:               internal/audit -> internal/policy
 certificates:        internal/egress/intercept ->
-proxy:               internal/egress/proxy/... -> internal/egress/proxy/... internal/egress internal/egress/intercept internal/audit internal/handover internal/policy internal/secret
+proxy:               internal/egress/proxy/... -> internal/egress/proxy/... internal/egress internal/egress/intercept internal/egress/socket internal/audit internal/handover internal/policy internal/secret
 drivers are leaves:  internal/sandbox/gvisor internal/sandbox/namespaces -> internal/sandbox
 templates:           internal/template/... -> internal/template/... internal/sandbox internal/store
 guest daemon:        internal/guest/... -> internal/guest/... api/...

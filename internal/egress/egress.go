@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"time"
 
 	"github.com/moat-sandbox/moat/internal/policy"
 )
@@ -57,6 +58,15 @@ type Target struct {
 	Permit func(netip.Addr) bool
 	// Through is the proxy to take; nil takes none.
 	Through *policy.Upstream
+}
+
+// Attempt is a TCP connection that is being made. Who has it owns the
+// descriptor, a non-blocking socket.
+type Attempt struct {
+	FD     int
+	Remote netip.AddrPort
+	// Patience is how long it is worth waiting for before other ways are tried.
+	Patience time.Duration
 }
 
 // Why a name has no address to connect to.

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/moat-sandbox/moat/internal/egress"
+	"github.com/moat-sandbox/moat/internal/egress/socket"
 	"github.com/moat-sandbox/moat/internal/policy"
 )
 
@@ -28,13 +29,12 @@ const (
 	maxAttempts = 16
 )
 
-// keepAlive finds out that an upstream is gone after about two minutes.
-var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 60 * time.Second, Interval: 15 * time.Second, Count: 4}
-
 // Resolver looks names up.
 type Resolver interface {
 	// Lookup returns the addresses of a name and for how long they are valid.
 	Lookup(ctx context.Context, name string) ([]netip.Addr, time.Duration, error)
+	// Known returns them if nobody has to be asked for that.
+	Known(name policy.Name) (addrs []netip.Addr, known bool)
 }
 
 // Config configures a Dialer.
@@ -60,7 +60,7 @@ type Dialer struct {
 	enter func(connect func() error) error
 	// elsewhere refuses connections to the node itself. Tests whose servers are
 	// there replace it.
-	elsewhere func(*net.TCPConn) error
+	elsewhere func(local, remote netip.Addr) error
 }
 
 // New returns a dialler.
@@ -83,7 +83,7 @@ func New(cfg Config) (*Dialer, error) {
 		enter:     func(connect func() error) error { return connect() },
 		elsewhere: elsewhere,
 	}
-	d.net = net.Dialer{KeepAliveConfig: keepAlive, ControlContext: d.control}
+	d.net = net.Dialer{KeepAliveConfig: socket.KeepAlive(), ControlContext: d.control}
 	return d, nil
 }
 
@@ -144,7 +144,7 @@ func (d *Dialer) connect(ctx context.Context, addr netip.AddrPort) (*net.TCPConn
 		return nil, &attemptError{addr, err}
 	}
 	tcp := conn.(*net.TCPConn) // what dialling "tcp" gives
-	if err := d.elsewhere(tcp); err != nil {
+	if err := d.elsewhere(addrOf(tcp.LocalAddr()), addrOf(tcp.RemoteAddr())); err != nil {
 		return nil, &attemptError{addr, errors.Join(err, tcp.Close())}
 	}
 	return tcp, nil
@@ -153,17 +153,20 @@ func (d *Dialer) connect(ctx context.Context, addr netip.AddrPort) (*net.TCPConn
 // elsewhere refuses a connection to the node itself, by an address that it had not
 // when the table was made. The kernel gives such a connection the same address
 // on both ends. Nothing has been sent over it.
-func elsewhere(conn *net.TCPConn) error {
-	local, here := conn.LocalAddr().(*net.TCPAddr)
-	remote, there := conn.RemoteAddr().(*net.TCPAddr)
-	if here && there && !local.IP.Equal(remote.IP) {
+func elsewhere(local, remote netip.Addr) error {
+	if local.IsValid() && remote.IsValid() && local != remote {
 		return nil
 	}
-	forbidden := &egress.ForbiddenError{Why: "an address of the machine that runs the sandbox"}
-	if there {
-		forbidden.Addr = remote.AddrPort().Addr().Unmap()
+	return &egress.ForbiddenError{Addr: remote, Why: "an address of the machine that runs the sandbox"}
+}
+
+// addrOf returns the address of a TCP connection's end.
+func addrOf(end net.Addr) netip.Addr {
+	tcp, ok := end.(*net.TCPAddr)
+	if !ok {
+		return netip.Addr{}
 	}
-	return forbidden
+	return tcp.AddrPort().Addr().Unmap()
 }
 
 // control judges the address that the socket is about to connect to.

@@ -118,6 +118,12 @@ func (n names) Lookup(_ context.Context, name string) ([]netip.Addr, time.Durati
 	return addrs, time.Minute, nil
 }
 
+// Known implements dial.Resolver.
+func (n names) Known(name policy.Name) ([]netip.Addr, bool) {
+	addrs, _, _ := n.Lookup(context.Background(), name.String())
+	return addrs, true
+}
+
 // remote closes the connection and returns the address at its other end.
 func remote(t *testing.T, conn net.Conn) netip.Addr {
 	t.Helper()
@@ -181,6 +187,17 @@ func TestAttack15Rebinding(t *testing.T) {
 		parsed, _ := netip.ParseAddr(addr)
 		conn, err = d.DialAddr(t.Context(), netip.AddrPortFrom(parsed, 80))
 		checkForbidden(t, addr, conn, err)
+		name := policy.Name{}
+		if name, err = policy.ParseName("allowed.example"); err != nil {
+			t.Fatal(err)
+		}
+		for _, target := range []egress.Target{
+			{Name: name, Addr: netip.AddrPortFrom(netip.Addr{}, 80)}, {Addr: netip.AddrPortFrom(parsed, 80)},
+		} {
+			if _, ok := d.Start(target); ok {
+				t.Errorf("%s: a connection to %+v has begun", addr, target)
+			}
+		}
 	}
 	if packets := l.Packets(); len(packets) != 0 {
 		t.Errorf("packets have left the node: %v", packets)

@@ -52,6 +52,18 @@ func (r *Resolver) Lookup(ctx context.Context, name string) ([]netip.Addr, time.
 	return found.addrs, found.ttl, nil
 }
 
+// Known is Lookup for a name of which all is in the cache.
+func (r *Resolver) Known(name policy.Name) (addrs []netip.Addr, known bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := time.Now()
+	six, four := r.cache.get(question{name, wire.TypeAAAA}, now), r.cache.get(question{name, wire.TypeA}, now)
+	if six == nil || four == nil {
+		return nil, false
+	}
+	return append(six.addrs(), four.addrs()...), true
+}
+
 // addresses collects what both families answer.
 type addresses struct {
 	addrs     []netip.Addr

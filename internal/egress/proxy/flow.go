@@ -24,12 +24,14 @@ type flow struct {
 	original netip.AddrPort // where the sandbox was connecting to
 	began    time.Time
 	// ctx ends when the flow is cut; dials under way stop with it.
+	// Neither is there, nor client, while the flow is a passage.
 	ctx    context.Context
 	cancel context.CancelFunc
 
 	// Guarded by box.mu:
 
-	decided bool // it was judged, and does not count as undecided any more
+	passage *passage // while the flow is in a lane
+	decided bool     // it was judged, and does not count as undecided any more
 	// visits are what the flow does now. An HTTP connection does nothing between
 	// two requests, and over HTTP/2 many things at a time.
 	visits []*visit
@@ -51,22 +53,25 @@ type upstream struct {
 	remote netip.AddrPort // not valid if it is not known
 }
 
-// serve handles the connection to its end.
-func (f *flow) serve() {
-	defer f.leave()
-	var err error
-	if f.original, err = f.proxy.original(f.client); err != nil {
-		f.proxy.log.Debug("connection without an original destination", "sandbox", f.box.sandbox, "err", err)
-		f.refuseRaw(f.refusal(ruleMalformed, "the connection was made to the proxy itself"))
-		return
+// depart takes the flow out of its lane, with a connection to go on with. It may
+// have been cut meanwhile.
+func (f *flow) depart(ctx context.Context, client *net.TCPConn) {
+	f.box.mu.Lock()
+	defer f.box.mu.Unlock()
+	f.passage, f.client = nil, client
+	f.ctx, f.cancel = context.WithCancel(ctx)
+	if f.ended != nil {
+		f.cancel()
+		reset(client)
 	}
-	_ = f.client.SetReadDeadline(f.began.Add(f.proxy.limits.Peek)) // fails only on a closed connection, as all of these
-	switch f.original.Port() {
-	case policy.PortHTTPS:
-		f.serveTLS()
-	case policy.PortHTTP:
+}
+
+// serve handles a connection that does not begin with a ClientHello.
+func (f *flow) serve() {
+	_ = f.client.SetReadDeadline(f.began.Add(f.proxy.limits.Peek)) // fails only on a closed connection
+	if f.original.Port() == policy.PortHTTP {
 		f.serveHTTP()
-	default:
+	} else {
 		f.serveAny()
 	}
 }
@@ -89,6 +94,10 @@ func (f *flow) leave() {
 	f.leaving = true
 	f.box.mu.Unlock()
 	f.streams.Wait()
+	f.leaveBox()
+}
+
+func (f *flow) leaveBox() {
 	f.box.leave(f)
 	f.proxy.boxes.release(f.box)
 }
@@ -168,17 +177,26 @@ const dialTimeout = 30 * time.Second
 func (f *flow) dial(to destination) (*upstream, error) {
 	ctx, cancel := context.WithTimeout(f.ctx, dialTimeout)
 	defer cancel()
+	target, under, err := f.target(to)
+	if err != nil {
+		return nil, err
+	}
+	conn, remote, err := f.proxy.dial(ctx, target)
+	if err != nil {
+		return nil, err
+	}
+	return f.attach(&upstream{TCPConn: conn, flow: f, to: to, policy: under, remote: remote})
+}
+
+// target is where to dial for a destination, under the policy of now.
+func (f *flow) target(to destination) (egress.Target, *policy.Policy, error) {
 	f.box.mu.Lock()
+	defer f.box.mu.Unlock()
 	t, err := f.tenant()
-	f.box.mu.Unlock()
 	if err != nil {
-		return nil, err
+		return egress.Target{}, nil, err
 	}
-	conn, remote, err := f.proxy.dial(ctx, to.target(t.Policy))
-	if err != nil {
-		return nil, err
-	}
-	return f.attach(&upstream{TCPConn: conn, flow: f, to: to, policy: t.Policy, remote: remote})
+	return to.target(t.Policy), t.Policy, nil
 }
 
 // dial connects to a target. The remote address is not valid where it is not
@@ -247,6 +265,10 @@ func (f *flow) cut(why verdict) bool {
 		return false
 	}
 	f.ended = &why
+	if f.passage != nil {
+		f.passage.abort() // its lane sees that
+		return true
+	}
 	f.cancel()
 	reset(f.client)
 	for up := range f.upstreams {
@@ -256,4 +278,11 @@ func (f *flow) cut(why verdict) bool {
 		v.drop()
 	}
 	return true
+}
+
+// stop is cut for a reason that is no matter of policy.
+func (f *flow) stop(reason string) {
+	f.box.mu.Lock()
+	defer f.box.mu.Unlock()
+	f.cut(verdict{rule: ruleEnded, reason: reason})
 }

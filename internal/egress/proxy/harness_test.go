@@ -22,6 +22,7 @@ import (
 	"github.com/moat-sandbox/moat/internal/egress"
 	"github.com/moat-sandbox/moat/internal/egress/intercept"
 	"github.com/moat-sandbox/moat/internal/egress/proxy"
+	"github.com/moat-sandbox/moat/internal/egress/socket"
 	"github.com/moat-sandbox/moat/internal/policy"
 	"github.com/moat-sandbox/moat/internal/secret"
 )
@@ -169,11 +170,15 @@ func listen(t testing.TB) *net.TCPListener {
 }
 
 // destination plays SO_ORIGINAL_DST.
-func (w *world) destination(conn *net.TCPConn) (netip.AddrPort, error) {
+func (w *world) destination(conn int, _ netip.AddrPort) (netip.AddrPort, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	port := uint16(443)
-	if conn.LocalAddr().String() == w.listen80.Addr().String() {
+	local, err := socket.Local(conn)
+	if err != nil {
+		return local, err
+	}
+	if local.String() == w.listen80.Addr().String() {
 		port = 80
 	}
 	return netip.AddrPortFrom(w.original, port), nil
@@ -317,14 +322,13 @@ func (b *box) records(t testing.TB, n int) []audit.Record {
 
 // internet plays the dialler: names lead to servers on the loopback.
 type internet struct {
-	connected func() // called in every dial, when it has succeeded
-
-	mu    sync.Mutex
-	names map[string]string     // to an address and port
-	at    map[string]netip.Addr // what names resolve to, if it matters
-	fail  map[string]error
-	dials []string
-	ways  []string // the proxies that were to be taken; empty for none
+	mu        sync.Mutex
+	connected func()                // called in every dial, when it has succeeded; or nil
+	names     map[string]string     // to an address and port
+	at        map[string]netip.Addr // what names resolve to, if it matters
+	fail      map[string]error
+	dials     []string
+	ways      []string // the proxies that were to be taken; empty for none
 }
 
 func (n *internet) serve(name, addr string) {
@@ -377,10 +381,53 @@ func (n *internet) dial(ctx context.Context, target string) (net.Conn, error) {
 		return nil, fmt.Errorf("nobody is at %s", target)
 	}
 	conn, err := new(net.Dialer).DialContext(ctx, "tcp", addr)
-	if n.connected != nil {
-		n.connected()
-	}
+	n.pause()
 	return conn, err
+}
+
+// Start implements proxy.Dialer, for names that Dial could connect to as well.
+func (n *internet) Start(t egress.Target) (begun egress.Attempt, ok bool) {
+	begun, ok = n.start(t)
+	if ok {
+		n.pause()
+	}
+	return begun, ok
+}
+
+func (n *internet) start(t egress.Target) (begun egress.Attempt, ok bool) {
+	target := t.Addr.String()
+	if t.Name != (policy.Name{}) {
+		target = fmt.Sprintf("%v:%d", t.Name, t.Addr.Port())
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	to, err := netip.ParseAddrPort(n.names[target])
+	addr, known := n.at[t.Name.String()]
+	if err != nil || t.Through != nil || n.fail[target] != nil || t.Permit != nil && !t.Permit(addr) {
+		return begun, false
+	}
+	if begun.FD, err = socket.Connect(to); err != nil {
+		return begun, false
+	}
+	n.dials, n.ways = append(n.dials, target), append(n.ways, "")
+	begun.Remote, begun.Patience = to, time.Second
+	switch {
+	case t.Name == (policy.Name{}):
+		begun.Remote = t.Addr
+	case known:
+		begun.Remote = netip.AddrPortFrom(addr, t.Addr.Port())
+	}
+	return begun, true
+}
+
+// pause is called by every dial that has succeeded.
+func (n *internet) pause() {
+	n.mu.Lock()
+	connected := n.connected
+	n.mu.Unlock()
+	if connected != nil {
+		connected()
+	}
 }
 
 // through returns the proxies by way of which was dialled.

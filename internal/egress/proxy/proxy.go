@@ -39,6 +39,7 @@ import (
 	"github.com/moat-sandbox/moat/internal/audit"
 	"github.com/moat-sandbox/moat/internal/egress"
 	"github.com/moat-sandbox/moat/internal/egress/intercept"
+	"github.com/moat-sandbox/moat/internal/egress/socket"
 	"github.com/moat-sandbox/moat/internal/handover"
 	"github.com/moat-sandbox/moat/internal/policy"
 	"github.com/moat-sandbox/moat/internal/secret"
@@ -50,6 +51,9 @@ import (
 // was contacted is not valid if a proxy has found it.
 type Dialer interface {
 	Dial(ctx context.Context, t egress.Target) (conn net.Conn, remote netip.AddrPort, err error)
+	// Start begins to connect if that needs no waiting; otherwise it is false, and
+	// Dial has to be asked.
+	Start(t egress.Target) (begun egress.Attempt, ok bool)
 }
 
 // Sink is where records go. It does not wait.
@@ -94,8 +98,8 @@ type Config struct {
 	// Secrets knows what rules may put into requests; nil knows none.
 	Secrets policy.Secrets
 	// Original tells where a connection was going before the kernel turned it
-	// to the proxy. Nil asks the kernel.
-	Original func(*net.TCPConn) (netip.AddrPort, error)
+	// to the proxy, by its descriptor and its other end. Nil asks the kernel.
+	Original func(conn int, src netip.AddrPort) (netip.AddrPort, error)
 	Logger   *slog.Logger
 }
 
@@ -108,14 +112,14 @@ type Proxy struct {
 	authority *intercept.Authority // or nil
 	roots     *x509.CertPool       // or nil
 	secrets   policy.Secrets
-	original  func(*net.TCPConn) (netip.AddrPort, error)
+	original  func(conn int, src netip.AddrPort) (netip.AddrPort, error)
 	log       *slog.Logger
 
 	http2 *http.Server       // for connections that are looked into
 	rest  *handover.Listener // from which it gets them
 
 	boxes registry
-	flows sync.WaitGroup // one for each flow
+	flows sync.WaitGroup // one for each flow outside of a lane
 	pages sync.Pool      // of *[pageSize]byte
 }
 
@@ -168,6 +172,12 @@ func New(cfg Config) (*Proxy, error) {
 	}
 	p.http2 = newHTTP2(p.log)
 	return p, nil
+}
+
+// kernelDestination asks the kernel where a connection was going before its
+// destination was rewritten.
+func kernelDestination(conn int, src netip.AddrPort) (netip.AddrPort, error) {
+	return socket.Original(conn, src.Addr().Is6())
 }
 
 // noSecrets are the secrets of nobody.

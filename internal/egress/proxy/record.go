@@ -3,7 +3,6 @@ package proxy
 import (
 	"errors"
 	"fmt"
-	"net"
 	"time"
 
 	"github.com/moat-sandbox/moat/internal/audit"
@@ -88,9 +87,8 @@ func explain(err error) string {
 	return "the destination cannot be connected to"
 }
 
-// refuseAtOnce resets a connection beyond the limits.
-func (p *Proxy) refuseAtOnce(conn *net.TCPConn, tenant egress.Tenant, why error) {
-	reset(conn)
+// recordRefusal records that a connection beyond the limits was reset.
+func (p *Proxy) recordRefusal(tenant egress.Tenant, why error) {
 	b := p.boxes.open(tenant.Sandbox)
 	defer p.boxes.release(b)
 	now := time.Now()

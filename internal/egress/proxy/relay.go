@@ -7,31 +7,35 @@ import (
 	"time"
 )
 
-// traffic is how many bytes went over a flow.
-type traffic struct{ up, down int64 }
+// half is one direction of a flow.
+type half struct {
+	copied int64  // bytes
+	rest   []byte // was read and is still to be passed on
+	ended  bool   // there is no more, and who receives it knows
+}
 
-// relay sends what was peeked and then copies both ways until both sides have
-// ended. The end of one direction is passed on as such; an error in one resets
-// both connections. Between two TCP connections the kernel copies by itself
-// (splice).
-func relay(client, server *net.TCPConn, peeked []byte) (t traffic) {
-	n, err := server.Write(peeked)
-	t.up = int64(n)
-	if err != nil {
-		reset(client)
-		return t
-	}
+// relay copies both ways until both sides have ended. The end of one direction
+// is passed on as such; an error in one resets both connections. Between two TCP
+// connections the kernel copies by itself (splice).
+func relay(client, server *net.TCPConn, up, down *half) {
 	var back sync.WaitGroup
-	back.Go(func() { t.down = pass(client, server) })
-	sent := pass(server, client)
+	back.Go(func() { down.pass(client, server) })
+	up.pass(server, client)
 	back.Wait()
-	t.up += sent
-	return t
 }
 
 // pass copies one direction.
-func pass(to, from *net.TCPConn) int64 {
-	n, err := to.ReadFrom(from)
+func (h *half) pass(to, from *net.TCPConn) {
+	if h.ended {
+		return
+	}
+	n, err := to.Write(h.rest)
+	h.copied += int64(n)
+	if err == nil {
+		var more int64
+		more, err = to.ReadFrom(from)
+		h.copied += more
+	}
 	if err == nil {
 		err = to.CloseWrite()
 	}
@@ -39,7 +43,6 @@ func pass(to, from *net.TCPConn) int64 {
 		reset(to)
 		reset(from)
 	}
-	return n
 }
 
 // reset closes a connection so that the other side cannot take it for a

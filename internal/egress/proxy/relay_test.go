@@ -1,6 +1,7 @@
 package proxy_test
 
 import (
+	"bytes"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -50,6 +51,25 @@ func TestHalfClose(t *testing.T) {
 	})
 }
 
+// What the client does not take at once it gets later, all of it.
+func TestSlowReader(t *testing.T) {
+	const size = 16 << 20
+	w := newWorld(t, proxy.Limits{})
+	text := make([]byte, size)
+	rand.NewChaCha8([32]byte{}).Read(text)
+	hello := clientHello("example.com")
+	w.serve(t, "example.com:443", func(conn *net.TCPConn) {
+		io.ReadFull(conn, make([]byte, len(hello)))
+		conn.Write(text)
+	})
+	conn := w.box(t, 1, "*").tls(t)
+	conn.SetReadBuffer(64 << 10)
+	conn.Write(hello)
+	if got, err := ending(t, conn); got != string(text) || err != nil {
+		t.Errorf("%d bytes of %d, %v", len(got), size, err)
+	}
+}
+
 // A server that breaks off breaks off for the client, too.
 func TestServerResets(t *testing.T) {
 	w := newWorld(t, proxy.Limits{})
@@ -62,34 +82,62 @@ func TestServerResets(t *testing.T) {
 	wantReset(t, conn)
 }
 
-// Both directions of a flow go through pipes in the kernel, not through us.
+// Both directions of a flow that has much to copy go through pipes in the
+// kernel, not through us, and nothing is lost on the way there.
 func TestSplice(t *testing.T) {
-	const flows = 10
+	const flows, size = 10, 1 << 20
 	w := newWorld(t, proxy.Limits{})
-	w.serve(t, "example.com:443", func(conn *net.TCPConn) {
-		conn.Write([]byte("x"))
-		conn.Read(make([]byte, 1))
-		<-t.Context().Done()
-	})
+	w.serve(t, "example.com:443", func(conn *net.TCPConn) { io.Copy(conn, conn) })
 	b := w.box(t, 1, "*")
+	text := append(clientHello("example.com"), make([]byte, size)...)
+	rand.NewChaCha8([32]byte{}).Read(text[len(text)-size:])
 	for range flows {
 		conn := b.tls(t)
-		conn.Write(clientHello("example.com"))
-		io.ReadFull(conn, make([]byte, 1))
+		go conn.Write(text)
+		got := make([]byte, len(text))
+		if _, err := io.ReadFull(conn, got); err != nil || !bytes.Equal(got, text) {
+			t.Fatalf("the echo is another, or %v", err)
+		}
 	}
-	eventually(t, "there are too few pipes", func() bool {
-		links, err := filepath.Glob("/proc/self/fd/*")
-		if err != nil {
-			t.Fatal(err)
+	eventually(t, "there are too few pipes", func() bool { return descriptors(t, "pipe:") >= flows*4 })
+}
+
+// A flow that says little is two sockets and nothing else.
+func TestSmallFlowsNeedNoPipes(t *testing.T) {
+	w := newWorld(t, proxy.Limits{})
+	w.serve(t, "example.com:443", func(conn *net.TCPConn) { io.Copy(conn, conn) })
+	conn := w.box(t, 1, "*").tls(t)
+	before := descriptors(t, "pipe:")
+	echo := func(text []byte) {
+		t.Helper()
+		conn.Write(text)
+		got := make([]byte, len(text))
+		if _, err := io.ReadFull(conn, got); err != nil || !bytes.Equal(got, text) {
+			t.Fatalf("the echo of %d bytes is another, or %v", len(text), err)
 		}
-		pipes := 0
-		for _, link := range links {
-			if target, _ := os.Readlink(link); strings.HasPrefix(target, "pipe:") {
-				pipes++
-			}
+	}
+	echo(clientHello("example.com"))
+	for i := range 100 {
+		echo([]byte{byte(i)})
+	}
+	if n := descriptors(t, "pipe:"); n > before {
+		t.Errorf("%d pipes, %d before", n, before)
+	}
+}
+
+// descriptors counts this process's open files of a kind.
+func descriptors(t *testing.T, kind string) (count int) {
+	t.Helper()
+	links, err := filepath.Glob("/proc/self/fd/*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, link := range links {
+		if target, _ := os.Readlink(link); strings.HasPrefix(target, kind) {
+			count++
 		}
-		return pipes >= flows*4
-	})
+	}
+	return count
 }
 
 func TestListenKeepsAlive(t *testing.T) {

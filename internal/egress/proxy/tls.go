@@ -21,12 +21,11 @@ type opening struct {
 	tls   bool        // it begins as TLS does
 }
 
-// serveTLS judges a connection by the name in its ClientHello. What comes
-// after that is encrypted and passes unseen, unless rules decide about what is
+// proceed does what was decided about a TLS connection. What comes after its
+// ClientHello is encrypted and passes unseen, unless rules decide about what is
 // in it.
-func (f *flow) serveTLS() {
-	o := f.peekHello()
-	v := f.judge(question{name: o.name, why: o.why, hello: true})
+func (f *flow) proceed(v verdict, o opening) {
+	_ = f.client.SetReadDeadline(f.began.Add(f.proxy.limits.Peek)) // fails only on a closed connection, as all of these
 	switch {
 	case v.seen:
 		f.intercept(v, o)
@@ -37,21 +36,10 @@ func (f *flow) serveTLS() {
 	}
 }
 
-// peekHello reads until the name is known, or cannot become so.
-func (f *flow) peekHello() opening {
-	buf := make([]byte, 0, peekSize)
-	var r hello.Reader
-	var failed error
-	for done := false; !done && failed == nil; {
-		if len(buf) == cap(buf) {
-			buf = append(buf, 0)[:len(buf)]
-		}
-		var n int
-		n, failed = f.client.Read(buf[len(buf):cap(buf)])
-		done = r.Write(buf[len(buf) : len(buf)+n])
-		buf = buf[:len(buf)+n]
-	}
-	o := opening{bytes: buf, tls: r.IsTLS()}
+// open says what a client's first bytes are, which r has read. Failed is why no
+// more can be read, if so.
+func (f *flow) open(r *hello.Reader, first []byte, failed error) opening {
+	o := opening{bytes: first, tls: r.IsTLS()}
 	name, err := r.Name()
 	if err == nil {
 		if o.name, err = policy.ParseName(name); err != nil {
@@ -62,7 +50,7 @@ func (f *flow) peekHello() opening {
 	case err == nil:
 	case failed != nil && isTimeout(failed):
 		o.why = fmt.Sprintf("no complete TLS ClientHello came within %v", f.proxy.limits.Peek)
-	case failed != nil && len(buf) == 0:
+	case failed != nil && len(first) == 0:
 		o.why = "the connection ended before anything was sent"
 	default:
 		o.why = err.Error()
@@ -96,7 +84,8 @@ func (f *flow) refuseRaw(v verdict) {
 	reset(f.client)
 }
 
-// forward connects to where a flow may go and copies until it ends.
+// forward connects to where a flow may go and copies until it ends. Peeked is
+// what the client has sent already.
 func (f *flow) forward(v verdict, peeked []byte, protocol audit.Protocol) {
 	_ = f.client.SetReadDeadline(time.Time{})
 	up, err := f.dial(v.to)
@@ -104,15 +93,22 @@ func (f *flow) forward(v verdict, peeked []byte, protocol audit.Protocol) {
 		f.giveUp(v, err, protocol)
 		return
 	}
-	defer up.Close()
-	var t traffic
+	var there, back half
 	if f.connected(v.visit, up) {
-		t = relay(f.client, up.TCPConn, peeked)
-	} else {
+		there.rest = peeked
+	} else { // nothing is to be copied
 		reset(f.client)
+		there.ended, back.ended = true, true
 	}
+	f.carry(v, up, there, back, protocol)
+}
+
+// carry copies both ways between the client and a server until they end.
+func (f *flow) carry(v verdict, to *upstream, up, down half, protocol audit.Protocol) {
+	defer to.Close()
+	relay(f.client, to.TCPConn, &up, &down)
 	v.overrule(f.finish(v.visit))
-	f.record(v, audit.Record{Protocol: protocol, Dst: up.remote, BytesUp: uint64(t.up), BytesDown: uint64(t.down)})
+	f.record(v, audit.Record{Protocol: protocol, Dst: to.remote, BytesUp: uint64(up.copied), BytesDown: uint64(down.copied)})
 }
 
 // giveUp ends a flow that is allowed and comes to nothing.

@@ -155,7 +155,9 @@ func TestUpdateDuringDial(t *testing.T) {
 	ln := listen(t)
 	w.net.serve("a.example:443", ln.Addr().String())
 	hold := make(chan struct{})
+	w.net.mu.Lock()
 	w.net.connected = func() { <-hold }
+	w.net.mu.Unlock()
 	conn := b.tls(t)
 	conn.Write(clientHello("a.example"))
 	server, err := ln.AcceptTCP()

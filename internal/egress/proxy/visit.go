@@ -67,9 +67,15 @@ func (v *visit) judge(next egress.Tenant) (why verdict, permitted bool) {
 // where that leads, or has something else done with the request now, the visit
 // ends. It reports whether the visit goes on; if so, a cut finds the connection.
 func (f *flow) connected(v *visit, conn net.Conn) (permitted bool) {
+	tcp, remote := below(conn)
+	return f.leads(v, remote, tcp)
+}
+
+// leads is connected for a connection to an address; carrier is nil if a cut
+// finds the connection without it.
+func (f *flow) leads(v *visit, remote netip.AddrPort, carrier *net.TCPConn) (permitted bool) {
 	f.box.mu.Lock()
 	defer f.box.mu.Unlock()
-	tcp, remote := below(conn)
 	v.remote = remote
 	t, err := f.tenant()
 	if err != nil || v.ended != nil {
@@ -87,7 +93,7 @@ func (f *flow) connected(v *visit, conn net.Conn) (permitted bool) {
 		f.end(v, why)
 		return false
 	}
-	v.carrier = tcp
+	v.carrier = carrier
 	return true
 }
 
