@@ -4,6 +4,8 @@ import (
 	"net/netip"
 	"sync"
 	"time"
+
+	"github.com/moat-sandbox/moat/internal/egress"
 )
 
 // Limits bound what one sandbox may ask of the server. Zero fields have their
@@ -56,7 +58,7 @@ func (cs *clients) of(sandbox string, now time.Time) *client {
 			delete(cs.byID, id)
 		}
 	}
-	c := &client{limits: cs.limits, seen: now, names: newSynthetic()}
+	c := &client{limits: cs.limits, seen: now, names: newSynthetic(), memos: make(memos)}
 	c.queries.fill(cs.limits.Burst, now)
 	c.refusals.fill(cs.limits.Burst, now)
 	cs.byID[sandbox] = c
@@ -85,6 +87,7 @@ type client struct {
 	waiting  int
 	conns    int
 	names    *synthetic
+	memos    memos
 }
 
 // admission is what happens to a query before anybody has looked into it.
@@ -109,6 +112,22 @@ func (c *client) admit(now time.Time) admission {
 		return refused
 	}
 	return dropped
+}
+
+// recall admits a query whose reply is at hand. It need not be released. False
+// means that it was not admitted, or that there is no such reply.
+func (c *client) recall(t egress.Tenant, packet []byte, now time.Time) (memo, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	m, ok := c.memos.get(t, packet, now)
+	return m, ok && c.waiting < c.limits.Concurrent && c.queries.take(c.limits, now)
+}
+
+// remember keeps a reply for those who ask the same.
+func (c *client) remember(packet []byte, m memo) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.memos.put(packet, m)
 }
 
 func (c *client) release(a admission) {

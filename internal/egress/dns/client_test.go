@@ -32,7 +32,7 @@ func TestSyntheticAddressesAreNotUsedTwice(t *testing.T) {
 		if p := promised[addr]; p.name != name && now.Before(p.until) {
 			t.Fatalf("%v is given to %s and still stands for %s", addr, name, p.name)
 		}
-		promised[addr] = promise{name, now.Add(syntheticTTL)}
+		promised[addr] = promise{name, now.Add(syntheticLease)}
 		if !policy.Synthetic().Contains(addr) || addr == policy.Synthetic().Addr() {
 			t.Fatalf("%s is at %v", name, addr)
 		}
@@ -46,7 +46,7 @@ func TestSyntheticAddressesAreNotUsedTwice(t *testing.T) {
 	if refused == 0 {
 		t.Error("the test does not fill the table")
 	}
-	if addr, ok := table.address("later.example", now.Add(syntheticTTL)); !ok {
+	if addr, ok := table.address("later.example", now.Add(syntheticLease)); !ok {
 		t.Errorf("no place after all have expired: %v", addr)
 	}
 }
@@ -61,11 +61,11 @@ func TestSyntheticPromiseIsRenewed(t *testing.T) {
 	}
 	at(0, "first.example")
 	at(0, "second.example")
-	at(syntheticTTL-time.Second, "first.example")
-	if !at(syntheticTTL, "third.example") {
+	at(syntheticLease-time.Second, "first.example")
+	if !at(syntheticLease, "third.example") {
 		t.Error("the place of a name that has expired is not free")
 	}
-	if at(syntheticTTL+time.Second, "fourth.example") {
+	if at(syntheticLease+time.Second, "fourth.example") {
 		t.Error("the place of a name that was asked for again is free")
 	}
 }

@@ -49,6 +49,7 @@ type exchange struct {
 	message   *message
 	problem   problem
 	seen      Query
+	holds     time.Time // until when the reply is the same; zero: that is not known
 }
 
 // overLimit is the problem with a query that comes too soon.
@@ -104,10 +105,7 @@ func (e *exchange) begin() (*wire.Msg, *flight) {
 // reply. It may be as long as limit, or if that is 0, as the message says.
 func (e *exchange) finish(reply *wire.Msg, limit int) []byte {
 	e.client.release(e.admission)
-	if e.server.observer != nil {
-		e.seen.Duration = time.Since(e.seen.Began)
-		e.server.observer.ObserveQuery(e.seen)
-	}
+	e.server.observe(e.seen, e.seen.Began)
 	if limit == 0 {
 		limit = e.message.size
 	}
@@ -137,7 +135,9 @@ func (e *exchange) pretend(name policy.Name) *wire.Msg {
 	}
 	reply := e.message.reply(wire.RcodeSuccess)
 	if asked.Qtype == wire.TypeA {
-		addr, ok := e.client.pretend(name.String(), time.Now())
+		now := time.Now()
+		e.holds = now.Add(memoTime)
+		addr, ok := e.client.pretend(name.String(), now)
 		if !ok {
 			return e.nonexistent()
 		}
@@ -167,6 +167,7 @@ func (e *exchange) complete(ctx context.Context, f *flight) *wire.Msg {
 		return reply
 	}
 	now := time.Now()
+	e.holds = answer.holds(now)
 	reply := e.message.reply(answer.Rcode)
 	reply.Answer = answer.aged(answer.Records, now)
 	reply.Ns = answer.aged(answer.Authority, now)

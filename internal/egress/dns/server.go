@@ -55,7 +55,7 @@ type Server struct {
 	log      *slog.Logger
 	clients  clients
 
-	packets []*net.UDPConn
+	packets []*packets
 	streams []*net.TCPListener
 	working sync.WaitGroup // queries and connections that are being served
 }
@@ -102,7 +102,7 @@ func (s *Server) listen(addr netip.AddrPort) error {
 	}
 	s.streams = append(s.streams, stream)
 	bound := netip.AddrPortFrom(addr.Addr(), stream.Addr().(*net.TCPAddr).AddrPort().Port())
-	packet, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(bound))
+	packet, err := openPackets(bound)
 	if err != nil {
 		return err
 	}
@@ -113,7 +113,7 @@ func (s *Server) listen(addr netip.AddrPort) error {
 // Addrs returns where the server listens, in the order of the configuration.
 func (s *Server) Addrs() (addrs []netip.AddrPort) {
 	for _, packet := range s.packets {
-		addrs = append(addrs, packet.LocalAddr().(*net.UDPAddr).AddrPort())
+		addrs = append(addrs, packet.bound)
 	}
 	return addrs
 }
@@ -122,7 +122,7 @@ func (s *Server) Addrs() (addrs []netip.AddrPort) {
 func (s *Server) Close() error {
 	var err error
 	for _, packet := range s.packets {
-		err = errors.Join(err, ignoreClosed(packet.Close()))
+		err = errors.Join(err, packet.close())
 	}
 	for _, stream := range s.streams {
 		err = errors.Join(err, ignoreClosed(stream.Close()))
@@ -165,29 +165,41 @@ func (s *Server) Name(sandbox string, addr netip.Addr) (string, bool) {
 	return c.pretended(addr)
 }
 
-// servePackets reads datagrams. Nothing in the loop waits: one sandbox cannot
+// servePackets answers datagrams. Nothing in the loop waits: one sandbox cannot
 // hold up the others.
-func (s *Server) servePackets(ctx context.Context, conn *net.UDPConn) error {
-	buf := make([]byte, maxQuery)
+func (s *Server) servePackets(ctx context.Context, p *packets) error {
 	for {
-		n, from, err := conn.ReadFromUDPAddrPort(buf)
+		n, err := p.receive()
 		switch {
 		case errors.Is(err, net.ErrClosed):
 			return nil
 		case err != nil:
 			return fmt.Errorf("dns server: read datagrams: %w", err)
 		}
-		if t, ok := s.tenants.Tenant(from.Addr().Unmap()); ok {
-			s.servePacket(ctx, conn, from, t, buf[:n])
+		for i := range n {
+			from, packet := p.datagram(i)
+			if t, ok := s.tenants.Tenant(from.Addr()); ok {
+				p.answer(i, packet, s.servePacket(ctx, p, from, t, packet))
+			}
+		}
+		if err := p.flush(); err != nil {
+			s.log.Debug("send DNS replies", "error", err) // the sandboxes will ask again
 		}
 	}
 }
 
-// servePacket replies at once, or if name servers have to be asked, later.
-func (s *Server) servePacket(ctx context.Context, conn *net.UDPConn, from netip.AddrPort, t egress.Tenant, packet []byte) {
-	e := s.admit(t, s.clients.of(t.Sandbox, time.Now()), packet)
+// servePacket returns the reply, or if name servers have to be asked or there is
+// none, nil: then it comes later, or never.
+func (s *Server) servePacket(ctx context.Context, p *packets, from netip.AddrPort, t egress.Tenant, packet []byte) []byte {
+	now := time.Now()
+	c := s.clients.of(t.Sandbox, now)
+	if m, ok := c.recall(t, packet, now); ok {
+		s.observe(m.seen, now)
+		return m.reply
+	}
+	e := s.admit(t, c, packet)
 	if e == nil {
-		return
+		return nil
 	}
 	reply, flight := e.begin()
 	switch {
@@ -195,17 +207,29 @@ func (s *Server) servePacket(ctx context.Context, conn *net.UDPConn, from netip.
 	case flight.landed():
 		reply = e.complete(ctx, flight)
 	default:
-		s.working.Go(func() { s.send(conn, from, e.finish(e.complete(ctx, flight), 0)) })
-		return
+		s.working.Go(func() { s.send(p, from, e.finish(e.complete(ctx, flight), 0)) })
+		return nil
 	}
-	s.send(conn, from, e.finish(reply, 0))
+	packed := e.finish(reply, 0)
+	if !e.holds.IsZero() {
+		c.remember(packet, memo{tenant: t, until: e.holds, reply: packed, seen: e.seen})
+	}
+	return packed
 }
 
-func (s *Server) send(conn *net.UDPConn, to netip.AddrPort, reply []byte) {
+// observe tells the observer of a query.
+func (s *Server) observe(q Query, began time.Time) {
+	if s.observer != nil {
+		q.Began, q.Duration = began, time.Since(began)
+		s.observer.ObserveQuery(q)
+	}
+}
+
+func (s *Server) send(p *packets, to netip.AddrPort, reply []byte) {
 	if reply == nil {
 		return
 	}
-	if _, err := conn.WriteToUDPAddrPort(reply, to); err != nil {
+	if err := p.send(reply, to); err != nil {
 		s.log.Debug("send a DNS reply", "to", to, "error", err) // the sandbox will ask again
 	}
 }

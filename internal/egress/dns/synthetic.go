@@ -17,6 +17,9 @@ const (
 	// syntheticTTL is short: when a policy comes to allow a name, programs
 	// should ask again soon.
 	syntheticTTL = 30 * time.Second
+	// syntheticLease is for how long an address is a name's: a reply is given
+	// again for a moment without asking.
+	syntheticLease = syntheticTTL + memoTime
 	// maxSynthetic bounds the names of one sandbox. It is more than a sandbox
 	// can ask for, at the default rate, before the first of them expires.
 	maxSynthetic = 4096
@@ -49,19 +52,19 @@ func newSynthetic() *synthetic {
 }
 
 // address returns the address that stands for a name from now on until
-// syntheticTTL has passed. It is false when all places are taken by names that
+// syntheticLease has passed. It is false when all places are taken by names that
 // have not expired.
 func (t *synthetic) address(name string, now time.Time) (netip.Addr, bool) {
 	if e := t.byName[name]; e != nil {
 		p := e.Value.(*pretended)
-		p.expires = now.Add(syntheticTTL)
+		p.expires = now.Add(syntheticLease)
 		t.recent.MoveToFront(e)
 		return addressAt(p.offset), true
 	}
 	if len(t.byName) >= t.limit && !t.dropOldest(now) {
 		return netip.Addr{}, false
 	}
-	p := &pretended{name: name, offset: t.free(name), expires: now.Add(syntheticTTL)}
+	p := &pretended{name: name, offset: t.free(name), expires: now.Add(syntheticLease)}
 	e := t.recent.PushFront(p)
 	t.byName[name], t.byAddr[p.offset] = e, e
 	return addressAt(p.offset), true
