@@ -71,17 +71,15 @@ func serveIngress(ctx context.Context, dir, plain, secure string, known int, log
 	if err != nil {
 		return err
 	}
-	closed, err := ingress.Listen(secure)
+	closed, err := ingress.ListenTLS(secure, &tls.Config{
+		GetCertificate: files.Certificate, NextProtos: []string{"h2", "http/1.1"}, MinVersion: tls.VersionTLS12,
+	})
 	if err != nil {
 		return err
 	}
 	ended := make(chan error, 2)
 	go func() { ended <- server.Serve(open) }()
-	go func() {
-		ended <- server.Serve(tls.NewListener(closed, &tls.Config{
-			GetCertificate: files.Certificate, NextProtos: []string{"h2", "http/1.1"}, MinVersion: tls.VersionTLS12,
-		}))
-	}()
+	go func() { ended <- server.Serve(closed) }()
 	select {
 	case err = <-ended:
 	case <-ctx.Done():

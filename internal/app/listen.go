@@ -42,15 +42,14 @@ func listen(c Config) (_ *listeners, err error) {
 		if l.certificates, err = openCertificates(c); err != nil {
 			return nil, err
 		}
-		plain, err := ingress.Listen(c.HTTPS)
-		if err != nil {
-			return nil, fmt.Errorf("https: %w", err)
-		}
-		l.https = tls.NewListener(plain, &tls.Config{
+		l.https, err = ingress.ListenTLS(c.HTTPS, &tls.Config{
 			GetCertificate: l.certificates.get,
 			NextProtos:     []string{"h2", "http/1.1"},
 			MinVersion:     tls.VersionTLS12,
 		})
+		if err != nil {
+			return nil, fmt.Errorf("https: %w", err)
+		}
 	}
 	if c.Metrics != "" {
 		if l.metrics, err = net.Listen("tcp", c.Metrics); err != nil {

@@ -120,11 +120,18 @@ func newWorld(t testing.TB, change ...func(*Config)) *world {
 	}
 	srv := w.in.Server()
 	config := &tls.Config{Certificates: []tls.Certificate{testCertificate(t)}, NextProtos: []string{"h2", "http/1.1"}}
-	plain, secure := listen(t, "127.0.0.1:0"), listen(t, "127.0.0.1:0")
+	plain, err := Listen("127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	secure, err := ListenTLS("127.0.0.1:0", config)
+	if err != nil {
+		t.Fatal(err)
+	}
 	w.plain, w.tls = plain.Addr().String(), secure.Addr().String()
 	var serving sync.WaitGroup
 	serving.Go(func() { srv.Serve(plain) })
-	serving.Go(func() { srv.Serve(tls.NewListener(secure, config)) })
+	serving.Go(func() { srv.Serve(secure) })
 	t.Cleanup(func() {
 		srv.Close()
 		w.in.Close()

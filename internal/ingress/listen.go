@@ -2,6 +2,7 @@ package ingress
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -30,6 +31,40 @@ func Listen(address string) (net.Listener, error) {
 	}
 	return l, nil
 }
+
+// ListenTLS opens a listener like Listen, for TLS.
+func ListenTLS(address string, config *tls.Config) (net.Listener, error) {
+	l, err := Listen(address)
+	if err != nil {
+		return nil, err
+	}
+	return tls.NewListener(quickListener{l}, config), nil
+}
+
+// quickListener accepts connections that are read and written by a socket of
+// ours, which package tls would not know of.
+type quickListener struct{ net.Listener }
+
+// Accept implements net.Listener.
+func (l quickListener) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	quick := &quickConn{TCPConn: conn.(*net.TCPConn), socket: newSocket()} // what Listen accepts
+	if err := quick.socket.attach(quick.TCPConn); err != nil {
+		return conn, nil // it is closed already, which its reader will see
+	}
+	return quick, nil
+}
+
+type quickConn struct {
+	*net.TCPConn
+	socket *socket
+}
+
+func (c *quickConn) Read(p []byte) (int, error)  { return c.socket.Read(p) }
+func (c *quickConn) Write(p []byte) (int, error) { return c.socket.Write(p) }
 
 func keepAlive(fd int) error {
 	const seconds = int(probeAfter / time.Second)
