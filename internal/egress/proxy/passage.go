@@ -45,7 +45,8 @@ const (
 	// somethingToRead are the events after which reading does not fail with EAGAIN.
 	somethingToRead = unix.EPOLLIN | anEnd
 	// anEnd are those after which there is an end or an error to be read.
-	anEnd = unix.EPOLLRDHUP | unix.EPOLLHUP | unix.EPOLLERR
+	anEnd = unix.EPOLLRDHUP | gone
+	gone  = unix.EPOLLHUP | unix.EPOLLERR
 )
 
 // begin decides what to do with a new connection.
@@ -96,12 +97,22 @@ func (p *passage) advance(fd int, events uint32) {
 		if p.send() && events&somethingToRead != 0 {
 			p.copyDown(ending)
 		}
+	case events&gone != 0 && p.from(fd).ended: // it cannot even receive any more
+		p.breakOff()
 	case events&somethingToRead == 0: // there is room to write, which nobody waits for
 	case fd == p.client:
 		p.copyUp(ending)
 	default:
 		p.copyDown(ending)
 	}
+}
+
+// from is the direction that comes from a descriptor.
+func (p *passage) from(fd int) *half {
+	if fd == p.client {
+		return &p.up
+	}
+	return &p.down
 }
 
 // overdue is called when the passage has waited for too long.

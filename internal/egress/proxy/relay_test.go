@@ -70,6 +70,28 @@ func TestSlowReader(t *testing.T) {
 	}
 }
 
+// A client that has ended its side and then goes away altogether does not keep
+// its server.
+func TestClientGoesAwayHalfClosed(t *testing.T) {
+	w := newWorld(t, proxy.Limits{})
+	ended := make(chan struct{})
+	w.serve(t, "example.com:443", func(conn *net.TCPConn) {
+		io.Copy(io.Discard, conn) // until the client's end
+		close(ended)
+		<-t.Context().Done()
+	})
+	b := w.box(t, 1, "*")
+	conn := b.tls(t)
+	conn.Write(clientHello("example.com"))
+	conn.CloseWrite()
+	<-ended
+	conn.SetLinger(0)
+	conn.Close()
+	if r := b.records(t, 1)[0]; r.Verdict != policy.Allow || r.BytesUp == 0 {
+		t.Errorf("record %+v", r)
+	}
+}
+
 // A server that breaks off breaks off for the client, too.
 func TestServerResets(t *testing.T) {
 	w := newWorld(t, proxy.Limits{})
