@@ -1,5 +1,10 @@
 package api
 
+import (
+	"bytes"
+	"encoding/json"
+)
+
 // GuestPort is the port the guest daemon listens on inside every sandbox.
 const GuestPort = 49983
 
@@ -19,7 +24,22 @@ type GuestSetup struct {
 	// Roots holds the PEM certificates that a sandbox trusts which has no store of
 	// its own. Programs that bring their own would trust nothing but CABundle
 	// otherwise: they are told to look at the store.
-	Roots string `json:"roots,omitempty"`
+	Roots string `json:"-"`
+}
+
+// Encode returns the content of the setup file: a line of JSON, then Roots as
+// they are, hundreds of kilobytes that every sandbox would have to parse.
+func (s GuestSetup) Encode() ([]byte, error) {
+	line, err := json.Marshal(s)
+	return append(append(line, '\n'), s.Roots...), err
+}
+
+// DecodeGuestSetup is the reverse of Encode.
+func DecodeGuestSetup(raw []byte) (s GuestSetup, err error) {
+	line, roots, _ := bytes.Cut(raw, []byte("\n"))
+	err = json.Unmarshal(line, &s)
+	s.Roots = string(roots)
+	return s, err
 }
 
 // GuestInit is the body of the guest daemon's POST /init: what a sandbox needs

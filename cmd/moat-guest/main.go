@@ -5,7 +5,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"flag"
 	"fmt"
 	"log/slog"
@@ -40,7 +39,7 @@ func init() { runtime.LockOSThread() }
 
 func main() {
 	addr := flag.String("addr", ":"+strconv.Itoa(api.GuestPort), "`address` to listen on")
-	setup := flag.String("setup", "", "`file` with what to set up before listening, in JSON")
+	setup := flag.String("setup", "", "`file` with what to set up before listening")
 	verbose := flag.Bool("verbose", false, "log more")
 	flag.Parse()
 	level := slog.LevelInfo
@@ -104,7 +103,7 @@ func readSetup(file string) (setup api.GuestSetup, err error) {
 	}
 	content, err := os.ReadFile(file)
 	if err == nil {
-		err = json.Unmarshal(content, &setup)
+		setup, err = api.DecodeGuestSetup(content)
 	}
 	if err != nil {
 		return setup, fmt.Errorf("read setup: %w", err)

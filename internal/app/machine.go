@@ -2,7 +2,6 @@ package app
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -124,7 +123,7 @@ func buildGuest(ctx context.Context, c Config, common api.GuestSetup) (sandbox.G
 	if err != nil {
 		return sandbox.Guest{}, err
 	}
-	encoded, err := json.Marshal(common)
+	encoded, err := common.Encode()
 	if err != nil {
 		return sandbox.Guest{}, fmt.Errorf("encode guest setup: %w", err)
 	}

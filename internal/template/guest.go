@@ -19,7 +19,7 @@ import (
 // Names of the daemon and its setup in both of their forms.
 const (
 	guestName = "guest"
-	setupName = "setup.json"
+	setupName = "setup"
 )
 
 // BuildGuest lays the guest daemon and its setup out below dir, a directory for

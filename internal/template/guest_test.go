@@ -74,7 +74,7 @@ func checkGuest(t *testing.T, g sandbox.Guest, daemon, setup string) {
 		t.Fatal(err)
 	}
 	for form, files := range map[string]fs.FS{g.Dir: os.DirFS(g.Dir), g.Image: inside} {
-		for name, want := range map[string]string{"guest": daemon, "setup.json": setup} {
+		for name, want := range map[string]string{"guest": daemon, "setup": setup} {
 			if got, err := fs.ReadFile(files, name); err != nil || string(got) != want {
 				t.Errorf("%s: %s holds %q, %v", form, name, got, err)
 			}
@@ -83,7 +83,7 @@ func checkGuest(t *testing.T, g sandbox.Guest, daemon, setup string) {
 			t.Errorf("%s: %v, %v", form, info, err)
 		}
 	}
-	if want := []string{"--setup", sandbox.GuestDir + "/setup.json"}; !slices.Equal(g.Args, want) {
+	if want := []string{"--setup", sandbox.GuestDir + "/setup"}; !slices.Equal(g.Args, want) {
 		t.Errorf("arguments are %q, want %q", g.Args, want)
 	}
 }
