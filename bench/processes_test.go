@@ -94,6 +94,25 @@ func sharesMemory(pid int, others []int) bool {
 	return false
 }
 
+// cpuOfEnded is the processor time of a process and of those below it that have
+// ended.
+func cpuOfEnded(b *testing.B, pid int) (used time.Duration) {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		b.Fatal(err)
+	}
+	const firstTime, times = 11, 4 // of its own and of its children, in user mode and in the kernel
+	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
+	for _, field := range fields[firstTime : firstTime+times] {
+		ticks, err := strconv.Atoi(string(field))
+		if err != nil {
+			b.Fatal(err)
+		}
+		used += time.Duration(ticks) * time.Second / 100 // USER_HZ, of every architecture here
+	}
+	return used
+}
+
 // available reads how much memory the machine has left, in bytes.
 func available(b *testing.B) int64 {
 	size, err := readField("/proc/meminfo", "MemAvailable:")
