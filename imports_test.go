@@ -54,12 +54,13 @@ its parts:           internal/ingress/link internal/ingress/cert internal/ingres
 
 http api:            internal/control -> api internal/store internal/sandbox internal/policy internal/secret internal/audit
 node:                internal/node -> api internal/store internal/sandbox internal/policy internal/secret internal/egress internal/egress/kernel internal/template
-benchmarks:          bench/ingress -> internal/ingress internal/ingress/cert internal/audit internal/policy internal/sandbox internal/secret
+benchmarks:          bench/ingress -> bench/peers internal/ingress internal/ingress/cert internal/audit internal/policy internal/sandbox internal/secret
 wiring:              internal/app -> internal/... api
 
 laboratory:          internal/lab ->
 end-to-end tests:    test/... -> test/... internal/lab api/... client
 loads:               bench/load ->
+whom we compare with: bench/peers -> internal/lab
 `
 
 // dependencyRules keep what is specific to one technology in one place:

@@ -1,68 +1,44 @@
 package bench
 
 import (
+	"errors"
 	"fmt"
-	"maps"
-	"os"
-	"os/exec"
-	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/moat-sandbox/moat/bench/peers"
 	"github.com/moat-sandbox/moat/internal/lab"
 	"github.com/moat-sandbox/moat/test/harness"
 )
 
-// peer is another program that does what we are measured at.
+// peer is another program that does what we are measured at. Its files are
+// parts of /run, which a node has for itself.
 type peer struct {
-	name    string
-	pkg     string // of Debian, that has it
-	program string
-	args    []string
-	files   map[string]string // what it reads, by path; parts of /run, which the node has for itself
-	port    int               // of TCP, where it listens on the node
+	peers.Peer
+	port int // of TCP, where it listens on the node
 }
 
-// peerStart bounds the time until a peer listens.
-const peerStart = 30 * time.Second
+func onNode(port int, p peers.Peer) peer {
+	p.Env, p.Listens = harness.CleanEnv(), fmt.Sprintf("127.0.0.1:%d", port)
+	return peer{p, port}
+}
 
 // start runs a peer on a node until the benchmark ends and returns its process
 // id. It reports false, and says so where the results are, if the machine does
 // not have it.
 func (p peer) start(b *testing.B, node *lab.Node) (pid int, ok bool) {
 	b.Helper()
-	if _, err := exec.LookPath(p.program); err != nil {
-		fmt.Printf("\n%s: NOT MEASURED: %s is missing (apt-get install %s)\n", b.Name(), p.name, p.pkg)
+	r, err := p.Start(b.Context(), peers.Node{Node: node})
+	switch {
+	case errors.Is(err, peers.ErrMissing):
+		fmt.Printf("\n%s: NOT MEASURED: %v\n", b.Name(), err)
 		return 0, false
-	}
-	for _, path := range slices.Sorted(maps.Keys(p.files)) {
-		if err := node.WriteFile(path, []byte(p.files[path]), 0o644); err != nil {
-			b.Fatal(err)
-		}
-	}
-	cmd := node.Command(b.Context(), p.program, p.args...)
-	cmd.Env = harness.CleanEnv()
-	said, err := os.Create(filepath.Join(b.TempDir(), "said"))
-	if err != nil {
+	case err != nil:
 		b.Fatal(err)
 	}
-	defer said.Close() // the process has its own
-	cmd.Stdout, cmd.Stderr = said, said
-	run(b, cmd)
-	deadline := time.Now().Add(peerStart)
-	for ; ; <-time.After(20 * time.Millisecond) {
-		conn, err := node.Dial(b.Context(), "tcp", fmt.Sprintf("127.0.0.1:%d", p.port))
-		if err == nil {
-			conn.Close()
-			return cmd.Process.Pid, true
-		}
-		if time.Now().After(deadline) {
-			text, _ := os.ReadFile(said.Name()) // without it the error tells less
-			b.Fatalf("%s does not listen: %v: %s", p.name, err, text)
-		}
-	}
+	b.Cleanup(r.Stop)
+	return r.PID, true
 }
 
 // run starts a process that ends with the benchmark.
@@ -84,10 +60,10 @@ func nginxStream(names []string, port int) peer {
 	for _, name := range names {
 		fmt.Fprintf(&table, "%s %s:443;\n", name, serverAddr)
 	}
-	return peer{
-		name: "nginx stream", pkg: "libnginx-mod-stream", program: "nginx", port: port,
-		args: []string{"-e", "stderr", "-c", "/run/nginx.conf"},
-		files: map[string]string{"/run/nginx.conf": fmt.Sprintf(`
+	return onNode(port, peers.Peer{
+		Name: "nginx stream", Package: "libnginx-mod-stream", Program: "nginx",
+		Args: []string{"-e", "stderr", "-c", "/run/nginx.conf"},
+		Files: map[string]string{"/run/nginx.conf": fmt.Sprintf(`
 			load_module /usr/lib/nginx/modules/ngx_stream_module.so;
 			daemon off; user root; pid /run/nginx.pid; error_log /dev/null;
 			worker_processes auto; worker_rlimit_nofile 16384;
@@ -100,15 +76,15 @@ func nginxStream(names []string, port int) peer {
 				}
 				server { listen %d reuseport backlog=4096; ssl_preread on; proxy_pass $upstream; }
 			}`, table.String(), port)},
-	}
+	})
 }
 
 // haproxyTCP does the same; its one upstream has a fixed address.
 func haproxyTCP(names []string, port int) peer {
-	return peer{
-		name: "HAProxy tcp", pkg: "haproxy", program: "haproxy", port: port,
-		args: []string{"-db", "-f", "/run/haproxy.cfg"},
-		files: map[string]string{
+	return onNode(port, peers.Peer{
+		Name: "HAProxy tcp", Package: "haproxy", Program: "haproxy",
+		Args: []string{"-db", "-f", "/run/haproxy.cfg"},
+		Files: map[string]string{
 			"/run/haproxy.names": strings.Join(names, "\n") + "\n",
 			"/run/haproxy.cfg": fmt.Sprintf(`
 global
@@ -127,7 +103,7 @@ frontend in
 backend out
 	server upstream %s:443
 `, port, serverAddr)},
-	}
+	})
 }
 
 // squidConf is what all uses of Squid have in common. It must not be root.
@@ -152,10 +128,10 @@ func squidSplice(b *testing.B, l *lab.Lab, names []string, port int) peer {
 	if err != nil {
 		b.Fatal(err)
 	}
-	return peer{
-		name: "Squid splice", pkg: "squid-openssl", program: "squid", port: port,
-		args: []string{"-N", "-f", "/run/squid.conf"},
-		files: map[string]string{
+	return onNode(port, peers.Peer{
+		Name: "Squid splice", Package: "squid-openssl", Program: "squid",
+		Args: []string{"-N", "-f", "/run/squid.conf"},
+		Files: map[string]string{
 			"/run/squid.pem":   string(cert) + string(key),
 			"/run/squid.names": strings.Join(names, "\n") + "\n",
 			"/run/squid.conf": squidConf + fmt.Sprintf(`
@@ -166,5 +142,5 @@ ssl_bump peek hello
 ssl_bump splice names
 ssl_bump terminate all
 `, port)},
-	}
+	})
 }

@@ -7,9 +7,9 @@ import (
 	"net/netip"
 	"os"
 	"testing"
-	"time"
 
 	"github.com/moat-sandbox/moat/bench/load"
+	"github.com/moat-sandbox/moat/bench/peers"
 	"github.com/moat-sandbox/moat/internal/egress"
 	"github.com/moat-sandbox/moat/internal/egress/dns"
 	"github.com/moat-sandbox/moat/internal/lab"
@@ -28,7 +28,7 @@ func BenchmarkResolve(b *testing.B) {
 	all := []flows{{"moat", ours, lab.DNSServer, startResolver(b, node.Node, fmt.Sprintf("198.18.1.0:%d", firstPort))}}
 	p := dnsmasq(firstPort + 1)
 	if pid, ok := p.start(b, node.Node); ok {
-		all = append(all, flows{p.name, plainSlot(b, node, 2, fmt.Sprintf(redirect, p.port)), lab.DNSServer, pid})
+		all = append(all, flows{p.Name, plainSlot(b, node, 2, fmt.Sprintf(redirect, p.port)), lab.DNSServer, pid})
 	}
 	for _, kind := range []struct{ what, name string }{{"cached", serverName}, {"synthetic", "evil.example"}} {
 		for _, workers := range []int{1, 16} {
@@ -52,14 +52,14 @@ func queries(b *testing.B, all []flows, name string, workers int) (c []contender
 
 // dnsmasq resolves serverName and has one address for all other names.
 func dnsmasq(port int) peer {
-	return peer{
-		name: "dnsmasq", pkg: "dnsmasq", program: "dnsmasq", port: port,
-		args: []string{
+	return onNode(port, peers.Peer{
+		Name: "dnsmasq", Package: "dnsmasq", Program: "dnsmasq",
+		Args: []string{
 			"--keep-in-foreground", "--conf-file=/dev/null", "--pid-file=", "--user=root", fmt.Sprintf("--port=%d", port),
 			"--no-resolv", "--no-hosts", "--cache-size=10000", "--dns-forward-max=1000",
 			"--server=/" + serverName + "/8.8.8.8", "--address=/#/198.19.0.1",
 		},
-	}
+	})
 }
 
 // startResolver starts our resolver on a node, waits until it listens and returns
@@ -70,20 +70,12 @@ func startResolver(b *testing.B, node *lab.Node, listen string) int {
 	if err != nil {
 		b.Fatal(err)
 	}
-	cmd := node.Command(b.Context(), self)
-	cmd.Env = append(harness.CleanEnv(), resolverJob+"="+listen)
-	cmd.Stderr = os.Stderr
-	run(b, cmd)
-	for deadline := time.Now().Add(peerStart); ; <-time.After(20 * time.Millisecond) {
-		conn, err := node.Dial(b.Context(), "tcp", listen)
-		if err == nil {
-			conn.Close()
-			return cmd.Process.Pid
-		}
-		if time.Now().After(deadline) {
-			b.Fatalf("the resolver does not listen: %v", err)
-		}
+	r, err := peers.Peer{Name: "the resolver", Program: self, Env: append(harness.CleanEnv(), resolverJob+"="+listen), Listens: listen}.Start(b.Context(), peers.Node{Node: node})
+	if err != nil {
+		b.Fatal(err)
 	}
+	b.Cleanup(r.Stop)
+	return r.PID
 }
 
 // anyone is the tenant of every address.

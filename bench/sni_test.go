@@ -30,7 +30,7 @@ func BenchmarkServerNames(b *testing.B) {
 	} {
 		if pid, ok := p.start(b, node.Node); ok {
 			from := plainSlot(b, node, 2+i, fmt.Sprintf("tcp dport 443 redirect to :%d", p.port))
-			all = append(all, flows{p.name, from, serverAddr, pid})
+			all = append(all, flows{p.Name, from, serverAddr, pid})
 		}
 	}
 	for _, f := range all {

@@ -19,6 +19,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/moat-sandbox/moat/bench/peers"
 )
 
 // cell is one kind of load.
@@ -81,45 +83,32 @@ func measure(ctx context.Context, each time.Duration, only string) error {
 		return err
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	running := stage{dir: dir, groups: make(map[string]int)}
+	var running []*peers.Running
 	defer func() { // all at once, then wait for each
 		cancel()
-		for _, cmd := range running.processes {
-			_ = cmd.Wait() // it was told to end
+		for _, r := range running {
+			r.Stop()
 		}
 	}()
-	if installed, err := running.start(ctx, app); err != nil || !installed {
-		return errors.Join(err, errors.New("nginx, which is the upstream, is needed: apt-get install nginx"))
+	upstream, err := app(dir).Start(ctx, peers.Machine{})
+	if err != nil {
+		return fmt.Errorf("nothing can be measured without an upstream: %w", err)
 	}
+	running = append(running, upstream)
 	var present []peer
-	for _, p := range peers(self) {
-		installed, err := running.start(ctx, p)
+	groups := make(map[string]int) // of processes, by peer
+	for _, p := range rivals(dir, self) {
+		r, err := p.Start(ctx, peers.Machine{})
 		switch {
+		case errors.Is(err, peers.ErrMissing):
+			fmt.Printf("NOT MEASURED: %v\n\n", err)
 		case err != nil:
 			return err
-		case !installed:
-			fmt.Printf("%s is not installed and left out: apt-get install %s\n\n", p.name, p.command[0])
 		default:
-			present = append(present, p)
+			running, present, groups[p.Name] = append(running, r), append(present, p), r.PID
 		}
 	}
-	return tabulate(ctx, present, running.groups, each, only)
-}
-
-// stage is what runs while it is measured.
-type stage struct {
-	dir       string
-	processes []*exec.Cmd
-	groups    map[string]int // process groups, by peer
-}
-
-func (s *stage) start(ctx context.Context, p peer) (installed bool, err error) {
-	cmd, installed, err := p.start(ctx, s.dir)
-	if cmd != nil {
-		s.processes = append(s.processes, cmd)
-		s.groups[p.name] = cmd.Process.Pid
-	}
-	return installed, err
+	return tabulate(ctx, present, groups, each, only)
 }
 
 func tabulate(ctx context.Context, present []peer, groups map[string]int, each time.Duration, only string) error {
@@ -135,8 +124,8 @@ func tabulate(ctx context.Context, present []peer, groups map[string]int, each t
 		}
 		nginx := results["nginx"].perSecond
 		for _, p := range present {
-			r := results[p.name]
-			fmt.Printf("| %s | %s | %.0f | %.2f | %s | %s | %.1f %s|\n", c, p.name, r.perSecond, r.perSecond/nginx, r.p50, r.p99, float64(r.cpu.Nanoseconds())/1000, r.failed)
+			r := results[p.Name]
+			fmt.Printf("| %s | %s | %.0f | %.2f | %s | %s | %.1f %s|\n", c, p.Name, r.perSecond, r.perSecond/nginx, r.p50, r.p99, float64(r.cpu.Nanoseconds())/1000, r.failed)
 		}
 	}
 	return nil
@@ -151,11 +140,11 @@ func rounds(ctx context.Context, present []peer, groups map[string]int, c cell, 
 	all := make(map[string][]result)
 	for range turns {
 		for _, p := range present {
-			r, err := p.run(ctx, c, each, groups[p.name])
+			r, err := p.run(ctx, c, each, groups[p.Name])
 			if err != nil {
 				return nil, err
 			}
-			all[p.name] = append(all[p.name], r)
+			all[p.Name] = append(all[p.Name], r)
 		}
 	}
 	medians := make(map[string]result)
@@ -190,7 +179,7 @@ func (p peer) run(ctx context.Context, c cell, each time.Duration, group int) (r
 	before := cpuOf(group)
 	out, err := exec.CommandContext(ctx, "wrk", append(args, target)...).CombinedOutput()
 	if err != nil {
-		return result{}, fmt.Errorf("wrk %s: %w: %s", p.name, err, out)
+		return result{}, fmt.Errorf("wrk %s: %w: %s", p.Name, err, out)
 	}
 	used := cpuOf(group) - before
 	text := string(out)

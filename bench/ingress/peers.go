@@ -1,15 +1,11 @@
 package main
 
 import (
-	"context"
-	"fmt"
-	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
-	"time"
+
+	"github.com/moat-sandbox/moat/bench/peers"
 )
 
 // What all of them route and check.
@@ -26,38 +22,50 @@ const (
 
 // peer is a server under measurement.
 type peer struct {
-	name          string
+	peers.Peer
 	plain, secure string // ports
-	config, text  string // a file and what is in it; DIR stands for its directory
-	command       []string
+}
+
+// server is a peer whose command and configuration, a file of that name, speak
+// of its directory as DIR.
+func server(dir, name, plain, secure, config, text string, command ...string) peer {
+	fill := func(s string) string { return strings.ReplaceAll(s, "DIR", dir) }
+	p := peers.Peer{Name: name, Package: command[0], Program: command[0], Env: append(os.Environ(), "HOME="+dir), Listens: "127.0.0.1:" + plain}
+	for _, arg := range command[1:] {
+		p.Args = append(p.Args, fill(arg))
+	}
+	if config != "" {
+		p.Files = map[string]string{filepath.Join(dir, config): fill(text)}
+	}
+	return peer{p, plain, secure}
 }
 
 // app is the program in the sandbox: nginx, which answers as fast as anything.
-var app = peer{
-	name: "upstream", plain: appPort, config: "app.conf",
-	text: `worker_processes 1; daemon off; pid DIR/app.pid; error_log DIR/app.err;
-events { worker_connections 4096; }
-http { access_log off; keepalive_requests 100000000; keepalive_timeout 600s;
- server { listen 127.0.0.1:8080 backlog=4096; location / { return 200 "hello, this is a small body of some bytes\n"; }
-  location /big { root DIR; sendfile on; } } }`,
-	command: []string{"nginx", "-c", "DIR/app.conf"},
+func app(dir string) peer {
+	return server(dir, "upstream", appPort, "", "app.conf", appConfig, "nginx", "-c", "DIR/app.conf")
 }
 
-func peers(self string) []peer {
+func rivals(dir, self string) []peer {
 	return []peer{
-		{name: "nginx", plain: "9001", secure: "9101", config: "nginx.conf", command: []string{"nginx", "-c", "DIR/nginx.conf"}, text: nginxConfig},
-		{name: "HAProxy", plain: "9002", secure: "9102", config: "haproxy.cfg", command: []string{"haproxy", "-f", "DIR/haproxy.cfg"}, text: haproxyConfig},
-		{name: "Caddy", plain: "9003", secure: "9103", config: "Caddyfile", command: []string{"caddy", "run", "--config", "DIR/Caddyfile", "--adapter", "caddyfile"}, text: caddyConfig},
-		moat(self, "moat", "9004", "9104"),
-		moat(self, "moat, 100,000 known", "9005", "9105", "-known", "100000"),
-		moat(self, "moat with its log", "9006", "9106", "-log"),
+		server(dir, "nginx", "9001", "9101", "nginx.conf", nginxConfig, "nginx", "-c", "DIR/nginx.conf"),
+		server(dir, "HAProxy", "9002", "9102", "haproxy.cfg", haproxyConfig, "haproxy", "-f", "DIR/haproxy.cfg"),
+		server(dir, "Caddy", "9003", "9103", "Caddyfile", caddyConfig, "caddy", "run", "--config", "DIR/Caddyfile", "--adapter", "caddyfile"),
+		moat(dir, self, "moat", "9004", "9104"),
+		moat(dir, self, "moat, 100,000 known", "9005", "9105", "-known", "100000"),
+		moat(dir, self, "moat with its log", "9006", "9106", "-log"),
 	}
 }
 
-func moat(self, name, plain, secure string, more ...string) peer {
-	return peer{name: name, plain: plain, secure: secure, command: append(
-		[]string{self, "-serve", "DIR", "-plain", "127.0.0.1:" + plain, "-secure", "127.0.0.1:" + secure}, more...)}
+func moat(dir, self, name, plain, secure string, more ...string) peer {
+	return server(dir, name, plain, secure, "", "", append(
+		[]string{self, "-serve", "DIR", "-plain", "127.0.0.1:" + plain, "-secure", "127.0.0.1:" + secure}, more...)...)
 }
+
+const appConfig = `worker_processes 1; daemon off; pid DIR/app.pid; error_log DIR/app.err;
+events { worker_connections 4096; }
+http { access_log off; keepalive_requests 100000000; keepalive_timeout 600s;
+ server { listen 127.0.0.1:8080 backlog=4096; location / { return 200 "hello, this is a small body of some bytes\n"; }
+  location /big { root DIR; sendfile on; } } }`
 
 const nginxConfig = `worker_processes 2; daemon off; pid DIR/nginx.pid; error_log DIR/nginx.err;
 events { worker_connections 8192; }
@@ -127,38 +135,3 @@ https://localhost:9103, https://*.moat.test:9103 {
  import proxy
 }
 `
-
-// start runs a peer until stop is called; installed is false when it cannot be
-// found on this machine.
-func (p peer) start(ctx context.Context, dir string) (process *exec.Cmd, installed bool, err error) {
-	fill := func(s string) string { return strings.ReplaceAll(s, "DIR", dir) }
-	program, err := exec.LookPath(p.command[0])
-	if err != nil {
-		return nil, false, nil
-	}
-	if p.config != "" {
-		if err := os.WriteFile(filepath.Join(dir, p.config), []byte(fill(p.text)), 0o600); err != nil {
-			return nil, true, err
-		}
-	}
-	cmd := exec.CommandContext(ctx, program)
-	for _, arg := range p.command[1:] {
-		cmd.Args = append(cmd.Args, fill(arg))
-	}
-	cmd.Env = append(os.Environ(), "HOME="+dir)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
-	cmd.WaitDelay = 5 * time.Second
-	var out strings.Builder
-	cmd.Stdout, cmd.Stderr = &out, &out
-	if err := cmd.Start(); err != nil {
-		return nil, true, err
-	}
-	for range 200 {
-		if conn, err := net.Dial("tcp", "127.0.0.1:"+p.plain); err == nil {
-			return cmd, true, conn.Close()
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
-	return cmd, true, fmt.Errorf("%s does not listen: %s", p.name, out.String())
-}

@@ -5,15 +5,14 @@ import (
 	"crypto/x509"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/netip"
 	"os"
 	"os/signal"
 	"path/filepath"
 	"syscall"
 	"testing"
-	"time"
 
+	"github.com/moat-sandbox/moat/bench/peers"
 	"github.com/moat-sandbox/moat/internal/audit"
 	"github.com/moat-sandbox/moat/internal/egress"
 	"github.com/moat-sandbox/moat/internal/egress/dial"
@@ -132,7 +131,7 @@ func carriedBoxes() (tenants, error) {
 
 // startCarrier starts the carrier on the laboratory's node, and has the kernel
 // send it what comes from its sandboxes.
-func startCarrier(b *testing.B, l *lab.Lab, dir string) *lab.Cmd {
+func startCarrier(b *testing.B, l *lab.Lab, dir string) *peers.Running {
 	b.Helper()
 	rules := fmt.Sprintf(`table inet bench {
 		chain output {
@@ -149,32 +148,18 @@ func startCarrier(b *testing.B, l *lab.Lab, dir string) *lab.Cmd {
 			b.Fatalf("%v: %v: %s", args, err, out)
 		}
 	}
-	return startRival(b, l, fmt.Sprintf("127.0.0.1:%d", carrierPort), []string{carrierDir + "=" + dir}, os.Args[0])
+	return startRival(b, l, peers.Peer{
+		Name: "moat", Program: os.Args[0], Env: append(os.Environ(), carrierDir+"="+dir), Listens: fmt.Sprintf("127.0.0.1:%d", carrierPort),
+	})
 }
 
-// startRival starts a program on the node and waits until it listens. It ends
-// with the benchmark.
-func startRival(b *testing.B, l *lab.Lab, listens string, env []string, name string, args ...string) *lab.Cmd {
+// startRival starts a program on the node. It ends with the benchmark.
+func startRival(b *testing.B, l *lab.Lab, p peers.Peer) *peers.Running {
 	b.Helper()
-	cmd := l.Node.Command(context.Background(), name, args...)
-	cmd.Env = append(os.Environ(), env...)
-	cmd.Stdout, cmd.Stderr = b.Output(), b.Output()
-	if err := cmd.Start(); err != nil {
+	r, err := p.Start(context.Background(), peers.Node{Node: l.Node})
+	if err != nil {
 		b.Fatal(err)
 	}
-	b.Cleanup(func() {
-		_ = cmd.Process.Kill() // it has ended, or does so now
-		_ = cmd.Wait()
-	})
-	for end := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		var conn net.Conn
-		conn, err := l.Node.Dial(b.Context(), "tcp", listens)
-		if err == nil {
-			conn.Close()
-			return cmd
-		}
-		if time.Now().After(end) {
-			b.Fatalf("%s does not listen at %s: %v", name, listens, err)
-		}
-	}
+	b.Cleanup(r.Stop)
+	return r
 }

@@ -83,7 +83,7 @@ func (w way) checkHeader(b *testing.B, c *http.Client) {
 	}
 	defer r.Body.Close()
 	body, err := io.ReadAll(r.Body)
-	sets := w.cmd != nil && w.source != unseenBox
+	sets := w.server != nil && w.source != unseenBox
 	if err != nil || strings.Contains(string(body), benchValue) != sets {
 		b.Fatalf("%s: %s, %v", w.name, body, err)
 	}
@@ -182,7 +182,7 @@ func BenchmarkLargeAnswer(b *testing.B) {
 func BenchmarkInterceptedMemory(b *testing.B) {
 	l, ways := rivals(b)
 	for _, w := range ways {
-		if w.cmd == nil {
+		if w.server == nil {
 			continue
 		}
 		kib := w.memory(b, l) // once: what has grown does not shrink again
@@ -198,7 +198,7 @@ func (w way) memory(b *testing.B, l *lab.Lab) float64 {
 	if _, err := fetch(c, "/"); err != nil {
 		b.Fatal(err)
 	}
-	before := resident(b, w.cmd.Process.Pid)
+	before := resident(b, w.server.PID)
 	bodies := make(chan io.Closer, clients)
 	var open sync.WaitGroup
 	for range clients {
@@ -213,7 +213,7 @@ func (w way) memory(b *testing.B, l *lab.Lab) float64 {
 		})
 	}
 	open.Wait()
-	grown := resident(b, w.cmd.Process.Pid) - before
+	grown := resident(b, w.server.PID) - before
 	close(bodies)
 	for body := range bodies {
 		_ = body.Close() // was not read

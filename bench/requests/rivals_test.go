@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/moat-sandbox/moat/bench/peers"
 	"github.com/moat-sandbox/moat/internal/egress/intercept"
 	"github.com/moat-sandbox/moat/internal/lab"
 )
@@ -25,10 +26,10 @@ const (
 // way is one way from a client on the node to the server.
 type way struct {
 	name   string
-	source netip.Addr // where the client connects from; not valid for any
-	proxy  string     // the proxy that the client names; empty for none
-	ca     []byte     // whom the client trusts
-	cmd    *lab.Cmd   // nil for none
+	source netip.Addr     // where the client connects from; not valid for any
+	proxy  string         // the proxy that the client names; empty for none
+	ca     []byte         // whom the client trusts
+	server *peers.Running // nil for none
 }
 
 // rivals sets up a laboratory and, in it, whoever can set a header in TLS, and
@@ -41,9 +42,13 @@ func rivals(b *testing.B) (*lab.Lab, []way) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	mitm := startRival(b, l, "127.0.0.1:8081", nil, "mitmdump", "-q", "--listen-host", "127.0.0.1", "-p", "8081",
-		"--set", "confdir="+dir, "--set", "ssl_verify_upstream_trusted_ca="+filepath.Join(dir, "lab-ca.pem"),
-		"--set", "stream_large_bodies=1m", "--modify-headers", "/~q/Authorization/"+benchValue)
+	mitm := startRival(b, l, peers.Peer{
+		Name: "mitmproxy", Package: "mitmproxy", Program: "mitmdump", Listens: "127.0.0.1:8081", Args: []string{
+			"-q", "--listen-host", "127.0.0.1", "-p", "8081",
+			"--set", "confdir=" + dir, "--set", "ssl_verify_upstream_trusted_ca=" + filepath.Join(dir, "lab-ca.pem"),
+			"--set", "stream_large_bodies=1m", "--modify-headers", "/~q/Authorization/" + benchValue,
+		},
+	})
 	mitmCA, err := os.ReadFile(filepath.Join(dir, "mitmproxy-ca-cert.pem"))
 	if err != nil {
 		b.Fatal(err)
@@ -51,10 +56,10 @@ func rivals(b *testing.B) (*lab.Lab, []way) {
 	squid := startSquid(b, l, dir, 3128, "bump all", "request_header_access Authorization deny all", "request_header_add Authorization \""+benchValue+"\" all")
 	return l, []way{
 		{name: "nothing", ca: l.CA()},
-		{name: "moat, unseen", source: unseenBox, ca: l.CA(), cmd: carrier},
-		{name: "moat", source: ruledBox, ca: root.PEM(), cmd: carrier},
-		{name: "mitmproxy", proxy: "http://127.0.0.1:8081", ca: mitmCA, cmd: mitm},
-		{name: "squid", proxy: "http://127.0.0.1:3128", ca: root.PEM(), cmd: squid},
+		{name: "moat, unseen", source: unseenBox, ca: l.CA(), server: carrier},
+		{name: "moat", source: ruledBox, ca: root.PEM(), server: carrier},
+		{name: "mitmproxy", proxy: "http://127.0.0.1:8081", ca: mitmCA, server: mitm},
+		{name: "squid", proxy: "http://127.0.0.1:3128", ca: root.PEM(), server: squid},
 	}
 }
 
@@ -92,7 +97,7 @@ func newBenchLab(b *testing.B) (*lab.Lab, string) {
 
 // startSquid starts Squid with what it does to TLS and other lines of its
 // configuration. It signs with the carrier's root.
-func startSquid(b *testing.B, l *lab.Lab, dir string, port int, bump string, more ...string) *lab.Cmd {
+func startSquid(b *testing.B, l *lab.Lab, dir string, port int, bump string, more ...string) *peers.Running {
 	b.Helper()
 	home := filepath.Join(dir, fmt.Sprint("squid-", port))
 	if err := os.Mkdir(home, 0o777); err != nil {
@@ -111,16 +116,17 @@ func startSquid(b *testing.B, l *lab.Lab, dir string, port int, bump string, mor
 		"cache deny all", "access_log none", "cache_log " + home + "/log", "pid_filename " + home + "/pid", "shutdown_lifetime 0 seconds",
 		"max_filedescriptors 65536",
 	}, more...), "\n") + "\n"
-	for name, text := range map[string]string{"ca.pem": string(root), "conf": conf} {
-		if err := os.WriteFile(filepath.Join(home, name), []byte(text), 0o644); err != nil {
-			b.Fatal(err)
-		}
+	if err := os.WriteFile(filepath.Join(home, "ca.pem"), root, 0o644); err != nil {
+		b.Fatal(err)
 	}
 	prepare := "/usr/lib/squid/security_file_certgen -c -s '" + home + "/certs' -M 4MB && chown -R proxy '" + home + "'"
 	if out, err := exec.Command("sh", "-c", prepare).CombinedOutput(); err != nil {
 		b.Fatalf("%v: %s", err, out)
 	}
-	return startRival(b, l, fmt.Sprintf("127.0.0.1:%d", port), nil, "squid", "-N", "-f", filepath.Join(home, "conf"))
+	return startRival(b, l, peers.Peer{
+		Name: "Squid", Package: "squid-openssl", Program: "squid", Args: []string{"-N", "-f", home + "/conf"},
+		Files: map[string]string{home + "/conf": conf}, Listens: fmt.Sprintf("127.0.0.1:%d", port),
+	})
 }
 
 // dialer connects as a client that takes this way.
