@@ -9,7 +9,6 @@ import (
 	"math"
 	"net/http"
 	"strings"
-	"time"
 )
 
 // maxEarly bounds the informational answers before the final one.
@@ -26,9 +25,7 @@ var hopHeaders = []string{
 // chunked ones, those that end with the connection, and everything that
 // net/http can make sense of.
 func (c *caller) relayAny(line *upstreamConn, early []byte) outcome {
-	line.bound(time.Time{})
-	c.watchClient(line)
-	limit := &io.LimitedReader{R: io.MultiReader(bytes.NewReader(early), line)}
+	limit := &io.LimitedReader{R: io.MultiReader(bytes.NewReader(early), lineReader{c, line})}
 	in := bufio.NewReader(limit)
 	answer, err := c.readAnswer(in, limit)
 	if err == nil && !c.begin(answer.StatusCode) {
@@ -48,6 +45,14 @@ func (c *caller) relayAny(line *upstreamConn, early []byte) outcome {
 	}
 	return c.end(!answer.Close && in.Buffered() == 0)
 }
+
+// lineReader reads an answer as hear does.
+type lineReader struct {
+	caller *caller
+	line   *upstreamConn
+}
+
+func (r lineReader) Read(p []byte) (int, error) { return r.caller.hear(r.line, p) }
 
 // readAnswer reads the final head, and passes on the informational ones before
 // it.

@@ -1,6 +1,7 @@
 package ingress
 
 import (
+	"bytes"
 	"io"
 	"log/slog"
 	"net"
@@ -41,17 +42,23 @@ func BenchmarkRequest(b *testing.B) {
 // BenchmarkPlain sends the plainest of requests over one connection, and over
 // one each, by a client and to an app that make no garbage of their own.
 func BenchmarkPlain(b *testing.B) {
-	const answer = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
+	const (
+		answer  = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
+		chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"
+	)
 	w := newWorld(b, func(cfg *Config) { cfg.Logger = slog.New(slog.DiscardHandler) })
 	app := w.servePrivate(nil)
-	app.Addr, app.port = netip.MustParseAddr("127.0.0.1"), rawApp(b, answer)
+	app.Addr = netip.MustParseAddr("127.0.0.1")
 	w.boxes.put(app)
-	request := []byte("GET / HTTP/1.1\r\nHost: " + app.host() + "\r\n" + headerE2BToken + ": " + app.Token.Reveal() + "\r\n\r\n")
-	ask := func(b *testing.B, conn net.Conn, buf []byte) {
+	requestOf := func(answer string) []byte {
+		app.port = rawApp(b, answer)
+		return []byte("GET / HTTP/1.1\r\nHost: " + app.host() + "\r\n" + headerE2BToken + ": " + app.Token.Reveal() + "\r\n\r\n")
+	}
+	ask := func(b *testing.B, conn net.Conn, request, buf []byte) {
 		if _, err := conn.Write(request); err != nil {
 			b.Fatal(err)
 		}
-		if _, err := io.ReadFull(conn, buf); err != nil || !strings.HasSuffix(string(buf), "hello") {
+		if _, err := io.ReadFull(conn, buf); err != nil || !bytes.Contains(buf, []byte("hello")) {
 			b.Fatal(string(buf), err)
 		}
 	}
@@ -62,20 +69,23 @@ func BenchmarkPlain(b *testing.B) {
 		}
 		return conn
 	}
-	buf := make([]byte, len(answer))
-	b.Run("kept", func(b *testing.B) {
-		conn := dial(b)
-		defer conn.Close()
-		b.ReportAllocs()
-		for b.Loop() {
-			ask(b, conn, buf)
-		}
-	})
+	for name, answer := range map[string]string{"kept": answer, "kept, chunked": chunked} {
+		request, buf := requestOf(answer), make([]byte, len(answer))
+		b.Run(name, func(b *testing.B) {
+			conn := dial(b)
+			defer conn.Close()
+			b.ReportAllocs()
+			for b.Loop() {
+				ask(b, conn, request, buf)
+			}
+		})
+	}
 	b.Run("new", func(b *testing.B) {
+		request, buf := requestOf(answer), make([]byte, len(answer))
 		b.ReportAllocs()
 		for b.Loop() {
 			conn := dial(b)
-			ask(b, conn, buf)
+			ask(b, conn, request, buf)
 			conn.Close()
 		}
 	})

@@ -24,20 +24,30 @@ const (
 // that it will not be plain.
 func (c *caller) receive(line *upstreamConn, work []byte) (n int, err error) {
 	for {
-		m, err := line.socket.Read(work[n:])
+		m, err := c.hear(line, work[n:])
 		n += m
-		switch {
-		case err == nil:
-			if wire.End(work[:n]) > 0 || n == len(work) || !mayBecomePlain(work[:n]) {
-				return n, nil
-			}
-		case isTimeout(err) && c.watch == nil:
-			line.bound(time.Time{})
-			c.watchClient(line)
-		default:
+		if err != nil || wire.End(work[:n]) > 0 || n == len(work) || !mayBecomePlain(work[:n]) {
 			return n, err
 		}
 	}
+}
+
+// hear reads some of an answer. While that takes long, somebody watches the
+// client.
+func (c *caller) hear(line *upstreamConn, p []byte) (int, error) {
+	for {
+		n, err := line.socket.Read(p)
+		if err == nil || c.watch != nil || line.deadline.IsZero() || !isTimeout(err) {
+			return n, err
+		}
+		c.watchOver(line)
+	}
+}
+
+// watchOver lets the answer take its time.
+func (c *caller) watchOver(line *upstreamConn) {
+	line.bound(time.Time{})
+	c.watchClient(line)
 }
 
 // relay passes on an answer of which n bytes have come.
@@ -92,18 +102,18 @@ func (c *caller) clientHead(answer []byte, end int) []byte {
 
 // copyBody passes on what is left of a body.
 func (c *caller) copyBody(line *upstreamConn, work []byte, left int64) error {
-	if left > 0 {
-		line.bound(time.Time{})
-		c.watchClient(line)
+	splice := c.tcp != nil && left >= minSplice
+	if splice {
+		c.watchOver(line)
 	}
 	for left > 0 {
 		var n int64
 		var err error
-		if c.tcp != nil && left >= minSplice {
+		if splice {
 			n, err = c.tcp.ReadFrom(&io.LimitedReader{R: line.TCPConn, N: min(left, maxSplice)})
 		} else {
 			var m int
-			if m, err = line.socket.Read(work[:min(left, int64(len(work)))]); m > 0 {
+			if m, err = c.hear(line, work[:min(left, int64(len(work)))]); m > 0 {
 				m, err = c.stream.Write(work[:m])
 			}
 			n = int64(m)
