@@ -65,14 +65,20 @@ type space struct {
 	response wire.Response
 	socket   *socket
 
-	// What the last request said is most often said again, also by the next
-	// client. Each request is compared with it.
+	// What the last request said is most often said again, and its host also by
+	// the next client. Each request is compared with it.
 	tokens http.Request // holds nothing else; see credentials
-	said   [][2]string  // the names and values in tokens, as they came
+	said   []said       // what is in tokens, in the order in which it came
 	host   string
 	route  route // where host leads
 
 	forwarded []byte // what programs there are told of the client; empty when not known
+}
+
+// said is a token and the name of the header that it came in.
+type said struct {
+	name  string
+	value []byte
 }
 
 func newSpace() any { return &space{socket: newSocket()} }

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/subtle"
 	"crypto/tls"
 	"net"
 	"net/http"
@@ -40,7 +41,7 @@ func (c *caller) serveOne() outcome {
 	if fail != nil {
 		return beyond
 	}
-	if x.up = up; up == nil || up.done != target.Done {
+	if x.up = up; up == nil || !up.serves(target) {
 		var err error
 		if x.up, err = c.in.upstream(target); err != nil {
 			return beyond
@@ -132,7 +133,7 @@ func (c *caller) credentials() *http.Request {
 		for i := range c.request.Len() {
 			if name := c.tokenName(i); name != "" {
 				value := string(c.request.Value(i))
-				c.said = append(c.said, [2]string{name, value})
+				c.said = append(c.said, said{name, []byte(value)})
 				c.tokens.Header[name] = append(c.tokens.Header[name], value)
 			}
 		}
@@ -140,7 +141,9 @@ func (c *caller) credentials() *http.Request {
 	return &c.tokens
 }
 
-// saysTheSame reports whether the request has the tokens that the last one had.
+// saysTheSame reports whether the request has the tokens that the last one had,
+// in constant time: that one may have been another client's, where somebody in
+// between shares connections among them.
 func (c *caller) saysTheSame() bool {
 	n := 0
 	for i := range c.request.Len() {
@@ -148,7 +151,7 @@ func (c *caller) saysTheSame() bool {
 		if name == "" {
 			continue
 		}
-		if n == len(c.said) || c.said[n][0] != name || c.said[n][1] != string(c.request.Value(i)) {
+		if n == len(c.said) || c.said[n].name != name || subtle.ConstantTimeCompare(c.said[n].value, c.request.Value(i)) != 1 {
 			return false
 		}
 		n++
@@ -217,12 +220,8 @@ func (c *caller) try(line *upstreamConn, work []byte) (result outcome, died bool
 	if line.deadline.Sub(c.now) < slowAnswer {
 		line.bound(c.now.Add(2 * slowAnswer)) // not for each request
 	}
-	old := line.used
-	line.used = true
-	n := 0
-	// What the app said unasked while nobody used the connection would be taken
-	// for the answer.
-	sent, quiet, err := line.socket.WriteIfQuiet(c.writeRequest(work[:0]))
+	old, n := line.used, 0
+	sent, quiet, err := line.send(c.writeRequest(work[:0]))
 	if !quiet {
 		_ = line.Close()
 		return beyond, true

@@ -151,6 +151,7 @@ func (s *Server) part(c *caller) {
 	delete(s.callers, c)
 	s.mu.Unlock()
 	if c.space != nil {
+		c.tokens.Header, c.said = nil, nil // no token outlives its connection
 		s.spaces.Put(c.space)
 		c.space = nil
 	}

@@ -115,6 +115,16 @@ func isGRPC(r *http.Request) bool {
 	return r.ProtoMajor == 2 && ok && (kind == "" || kind[0] == '+' || kind[0] == ';')
 }
 
+// serves reports whether this is the way into a target that has not ended.
+func (up *upstream) serves(t Target) bool {
+	select {
+	case <-t.Done:
+		return false
+	default:
+		return up.done == t.Done
+	}
+}
+
 // upstream returns the way into a target, making it on first use.
 func (in *Ingress) upstream(t Target) (*upstream, error) {
 	select {
@@ -263,6 +273,18 @@ type upstreamConn struct {
 func (c *upstreamConn) bound(t time.Time) {
 	c.deadline = t
 	_ = c.SetReadDeadline(t) // if it is closed, reading fails too
+}
+
+// send writes a request. quiet is false, and nothing was written, when the app
+// closed the connection or said something unasked while nobody used it: that
+// would be taken for the answer.
+func (c *upstreamConn) send(request []byte) (n int, quiet bool, err error) {
+	if c.used {
+		return c.socket.WriteIfQuiet(request)
+	}
+	c.used = true
+	n, err = c.socket.Write(request)
+	return n, true, err
 }
 
 func (c *upstreamConn) Close() error {
