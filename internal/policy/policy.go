@@ -2,6 +2,7 @@ package policy
 
 import (
 	"fmt"
+	"iter"
 	"net/netip"
 
 	"go4.org/netipx"
@@ -195,32 +196,32 @@ type Ranges struct {
 
 // Ranges returns the address ranges of the policy. A nil policy has none and
 // denies by default.
-func (p *Policy) Ranges() (Ranges, error) {
+func (p *Policy) Ranges() Ranges {
 	if p == nil {
-		return Ranges{}, nil
+		return Ranges{}
 	}
-	r := Ranges{Default: p.verdict}
-	var err error
-	if r.Allow4, r.Allow6, err = merge(p.allow); err != nil {
-		return Ranges{}, fmt.Errorf("merge %s: %w", fieldAllow, err)
+	return Ranges{
+		Allow4: join(p.allow.AllSorted4()), Allow6: join(p.allow.AllSorted6()),
+		Deny4: join(p.deny.AllSorted4()), Deny6: join(p.deny.AllSorted6()),
+		Default: p.verdict,
 	}
-	if r.Deny4, r.Deny6, err = merge(p.deny); err != nil {
-		return Ranges{}, fmt.Errorf("merge %s: %w", fieldDeny, err)
-	}
-	return r, nil
 }
 
-func merge(l *list) (v4, v6 []netipx.IPRange, err error) {
-	var b netipx.IPSetBuilder
-	for prefix := range l.All() {
-		b.AddPrefix(prefix)
+// join makes ranges of prefixes, which come in order: by their first address, the
+// shorter before the longer. So what begins within the latest range also ends
+// there, because of two prefixes one contains the other or they are apart.
+func join(prefixes iter.Seq2[netip.Prefix, string]) (ranges []netipx.IPRange) {
+	for prefix := range prefixes {
+		next := netipx.RangeOfPrefix(prefix)
+		last := len(ranges) - 1
+		switch {
+		case last < 0 || ranges[last].To().Less(next.From().Prev()):
+			ranges = append(ranges, next)
+		case ranges[last].To().Less(next.From()): // it begins where the latest ends
+			ranges[last] = netipx.IPRangeFrom(ranges[last].From(), next.To())
+		}
 	}
-	set, err := b.IPSet()
-	if err != nil {
-		return nil, nil, err
-	}
-	v4, v6 = split(set)
-	return v4, v6, nil
+	return ranges
 }
 
 // split separates the families; a set's ranges are sorted with IPv4 first.

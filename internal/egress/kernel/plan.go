@@ -225,13 +225,9 @@ type slotPlan struct {
 // because old and new rules must not share one: a packet that the old rules
 // have begun to judge would be looked for among the addresses of the new.
 func planSlot(s Slot, p *policy.Policy, generation int) (slotPlan, error) {
-	ranges, err := p.Ranges()
-	if err != nil {
-		return slotPlan{}, fmt.Errorf("plan slot %d: %w", s.Index, err)
-	}
 	plan := closedPlan(s)
 	if p != nil {
-		if err := plan.open(ranges, p.Carry(), generation); err != nil {
+		if err := plan.open(p.Ranges(), p.Carry(), generation); err != nil {
 			return slotPlan{}, fmt.Errorf("plan slot %d: %w", s.Index, err)
 		}
 	}
