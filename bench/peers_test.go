@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/moat-sandbox/moat/bench/peers"
 	"github.com/moat-sandbox/moat/internal/lab"
@@ -39,18 +38,6 @@ func (p peer) start(b *testing.B, node *lab.Node) (pid int, ok bool) {
 	}
 	b.Cleanup(r.Stop)
 	return r.PID, true
-}
-
-// run starts a process that ends with the benchmark.
-func run(b *testing.B, cmd *lab.Cmd) {
-	b.Helper()
-	cmd.WaitDelay = time.Second // its children end with the laboratory only
-	if err := cmd.Start(); err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(func() { // after the benchmark's context has ended, which kills it
-		_ = cmd.Wait()
-	})
 }
 
 // nginxStream passes connections on by the name in their ClientHello, to
