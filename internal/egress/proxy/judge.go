@@ -98,7 +98,8 @@ func byName(p *policy.Policy, name policy.Name, port uint16) destination {
 func (d destination) target(p *policy.Policy) egress.Target {
 	t := egress.Target{Name: d.name, Addr: d.addr}
 	if up, ok := p.Upstream(); ok {
-		t.Through = &up
+		t.Through = new(policy.Upstream)
+		*t.Through = up
 	}
 	if d.found {
 		t.Permit = func(addr netip.Addr) bool { return permits(p, d, netip.AddrPortFrom(addr, d.addr.Port())) }

@@ -158,9 +158,15 @@ func (p *passage) judge(failed error) {
 	o := f.open(&p.hello, p.first, failed)
 	p.hello = hello.Reader{} // which holds a copy of it all
 	p.verdict = f.judge(question{name: o.name, why: o.why, hello: true})
-	if v := p.verdict; v.seen || !v.allow || !p.connect() {
-		p.leave(func() { f.proceed(v, o) })
+	if p.verdict.seen || !p.verdict.allow || !p.connect() {
+		p.proceed(o)
 	}
+}
+
+// proceed leaves what was decided to a goroutine.
+func (p *passage) proceed(o opening) {
+	f, v := p.flow, p.verdict
+	p.leave(func() { f.proceed(v, o) })
 }
 
 // connect begins to connect to where the flow may go. It is false, and nothing
