@@ -35,7 +35,7 @@ type carrier struct {
 
 // openCarrier starts proxy and resolver: when it returns, slots may open.
 // Should one of them fail later, failed is told why; it must not wait.
-func openCarrier(c Config, never *policy.Never, doors kernel.Doors, look insight, log *audit.Log, failed func(error)) (_ *carrier, err error) {
+func openCarrier(c Config, h home, never *policy.Never, doors kernel.Doors, look insight, log *audit.Log, failed func(error)) (_ *carrier, err error) {
 	k := new(carrier)
 	defer func() {
 		if err != nil {
@@ -53,7 +53,7 @@ func openCarrier(c Config, never *policy.Never, doors kernel.Doors, look insight
 	if err != nil {
 		return nil, err
 	}
-	dialer, err := dial.New(dial.Config{Resolver: k.resolver, Never: never})
+	dialer, err := dial.New(dial.Config{Resolver: k.resolver, Never: never, Home: h.ways})
 	if err != nil {
 		return nil, err
 	}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/moat-sandbox/moat/internal/ingress"
+	"github.com/moat-sandbox/moat/internal/policy"
 )
 
 // drainTimeout is how long requests in flight may take when the server stops.
@@ -24,6 +25,14 @@ type listeners struct {
 	http, https, operator net.Listener
 	metrics               net.Listener
 	certificates          certificates // of https
+	secure                *tls.Config  // of https; nil without
+	home                  home
+}
+
+// public returns the listeners of public URLs, each of which may be nil, by what
+// is spoken there.
+func (l *listeners) public() map[uint16]net.Listener {
+	return map[uint16]net.Listener{policy.PortHTTP: l.http, policy.PortHTTPS: l.https}
 }
 
 func listen(c Config) (_ *listeners, err error) {
@@ -42,12 +51,12 @@ func listen(c Config) (_ *listeners, err error) {
 		if l.certificates, err = openCertificates(c); err != nil {
 			return nil, err
 		}
-		l.https, err = ingress.ListenTLS(c.HTTPS, &tls.Config{
+		l.secure = &tls.Config{
 			GetCertificate: l.certificates.get,
 			NextProtos:     []string{"h2", "http/1.1"},
 			MinVersion:     tls.VersionTLS12,
-		})
-		if err != nil {
+		}
+		if l.https, err = ingress.ListenTLS(c.HTTPS, l.secure); err != nil {
 			return nil, fmt.Errorf("https: %w", err)
 		}
 	}
@@ -55,6 +64,9 @@ func listen(c Config) (_ *listeners, err error) {
 		if l.metrics, err = net.Listen("tcp", c.Metrics); err != nil {
 			return nil, fmt.Errorf("listen for metrics: %w", err)
 		}
+	}
+	if l.home, err = openHome(c, l); err != nil {
+		return nil, err
 	}
 	if l.operator, err = listenOperator(filepath.Join(c.DataDir, SocketName)); err != nil {
 		return nil, err
@@ -85,6 +97,7 @@ func (l *listeners) close() {
 			_ = each.Close()
 		}
 	}
+	l.home.close()
 }
 
 // server answers on one listener.
@@ -110,6 +123,9 @@ func (l *listeners) serve(ctx context.Context, in doors, metrics *metrics) error
 		if listener != nil {
 			servers[listener] = in.public.Server()
 		}
+	}
+	for _, listener := range l.home.listeners(l.secure) {
+		servers[listener] = in.inside.Server()
 	}
 	if l.metrics != nil {
 		servers[l.metrics] = metrics.server()

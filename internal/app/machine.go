@@ -43,14 +43,14 @@ type machine struct {
 
 // assemble brings the machine's parts up, and adopts what an earlier server has
 // left. failed is told if the carrier breaks later.
-func assemble(ctx context.Context, c Config, records store.Store, log *audit.Log, failed func(error)) (_ *machine, err error) {
+func assemble(ctx context.Context, c Config, h home, records store.Store, log *audit.Log, failed func(error)) (_ *machine, err error) {
 	m := &machine{records: records}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, m.release(false))
 		}
 	}()
-	ca, err := readCA(c.ExtraCA)
+	ca, err := trustedCA(c)
 	if err != nil {
 		return nil, err
 	}
@@ -69,7 +69,7 @@ func assemble(ctx context.Context, c Config, records store.Store, log *audit.Log
 		return nil, err
 	}
 	var never *policy.Never
-	if m.network, never, err = openNetwork(c, instance); err != nil {
+	if m.network, never, err = openNetwork(c, instance, h.names); err != nil {
 		return nil, err
 	}
 	root, err := intercept.OpenRoot(filepath.Join(c.DataDir, "egress-ca.pem"))
@@ -80,7 +80,7 @@ func assemble(ctx context.Context, c Config, records store.Store, log *audit.Log
 	if err != nil {
 		return nil, err
 	}
-	if m.carrier, err = openCarrier(c, never, m.network.Doors(), look, log, failed); err != nil {
+	if m.carrier, err = openCarrier(c, h, never, m.network.Doors(), look, log, failed); err != nil {
 		return nil, err
 	}
 	m.direct = watchDirect(c, m.network, m.carrier, log)
@@ -100,7 +100,7 @@ func assemble(ctx context.Context, c Config, records store.Store, log *audit.Log
 		return nil, err
 	}
 	m.compile = func(doc policy.Document) (*policy.Policy, error) {
-		return policy.Parse(doc, policy.Options{Never: never, Rules: true})
+		return policy.Parse(doc, policy.Options{Never: never, Home: h.urls, Rules: true})
 	}
 	m.node, err = node.Open(ctx, node.Config{
 		Store: records, Network: m.network, Tenants: &m.carrier.tenants, Flows: m.carrier.proxy, Audit: log, Runtime: m.runtime, Templates: m.templates,

@@ -44,11 +44,11 @@ func TestMetrics(t *testing.T) {
 	for _, line := range []string{
 		"moat_sandboxes 7",
 		"moat_ingress_connections 0",
-		"moat_ingress_requests_total 4",
-		`moat_ingress_failures_total{code="sandbox_not_found"} 2`,
-		`moat_ingress_failures_total{code="traffic_token_missing"} 2`,
-		`moat_sandbox_requests_total{sandbox="` + id + `"} 2`,
-		`moat_sandbox_failures_total{code="traffic_token_missing",sandbox="` + id + `"} 2`,
+		"moat_ingress_requests_total 6",
+		`moat_ingress_failures_total{code="sandbox_not_found"} 3`,
+		`moat_ingress_failures_total{code="traffic_token_missing"} 3`,
+		`moat_sandbox_requests_total{sandbox="` + id + `"} 3`,
+		`moat_sandbox_failures_total{code="traffic_token_missing",sandbox="` + id + `"} 3`,
 		"go_goroutines ",
 		"process_open_fds ",
 	} {

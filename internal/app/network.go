@@ -15,7 +15,7 @@ import (
 )
 
 // openNetwork takes possession of the network namespace the server runs in.
-func openNetwork(c Config, instance string) (*kernel.Network, *policy.Never, error) {
+func openNetwork(c Config, instance string, names kernel.PublicNames) (*kernel.Network, *policy.Never, error) {
 	own, err := ownAddresses()
 	if err != nil {
 		return nil, nil, err
@@ -25,7 +25,7 @@ func openNetwork(c Config, instance string) (*kernel.Network, *policy.Never, err
 		return nil, nil, fmt.Errorf("never-reachable table: %w", err)
 	}
 	network, err := kernel.Open(kernel.Config{
-		Instance: instance, StateDir: filepath.Join(runDir(instance), "netns"), Never: never, Logger: c.Logger,
+		Instance: instance, StateDir: filepath.Join(runDir(instance), "netns"), Never: never, Names: names, Logger: c.Logger,
 	})
 	return network, never, err
 }

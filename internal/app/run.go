@@ -41,7 +41,7 @@ func Run(ctx context.Context, c Config) (err error) {
 
 	running, fail := context.WithCancelCause(ctx)
 	defer fail(nil)
-	m, err := assemble(ctx, c, records, log.Log, fail)
+	m, err := assemble(ctx, c, listening.home, records, log.Log, fail)
 	if err != nil {
 		return err
 	}

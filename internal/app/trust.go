@@ -21,6 +21,18 @@ func hostRoots() string {
 	return ""
 }
 
+// trustedCA returns, in PEM, whom sandboxes and the connections made for them trust
+// besides the machine's authorities: the operator's, and the one that vouches for
+// public URLs if that is this server's own. It may be none.
+func trustedCA(c Config) (string, error) {
+	extra, err := readCA(c.ExtraCA)
+	if err != nil || !c.TLSOwnCA {
+		return extra, err
+	}
+	own, err := CA(c)
+	return extra + string(own), err
+}
+
 // readCA reads the operator's extra certificate authorities. A file without any
 // is an error: trusting nothing more is said by giving no file.
 func readCA(path string) (string, error) {

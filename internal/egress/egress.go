@@ -58,6 +58,12 @@ type Target struct {
 	Permit func(netip.Addr) bool
 	// Through is the proxy to take; nil takes none.
 	Through *policy.Upstream
+	// Home is policy.PortHTTP or policy.PortHTTPS if Name is of a public URL of
+	// this server that is judged as that; it is not looked up then, and nothing
+	// leaves the machine. 0 for all others.
+	Home uint16
+	// Src is the address of the sandbox on whose behalf the connection is made.
+	Src netip.Addr
 }
 
 // Attempt is a TCP connection that is being made. Who has it owns the

@@ -32,7 +32,10 @@ type Config struct {
 	Domain string
 	// Sandboxes finds running sandboxes.
 	Sandboxes Lookup
-	// API answers every request that is not for a sandbox.
+	// API answers every request that is not for a sandbox. Nil refuses them, and
+	// with them whatever does not come to a sandbox's own host: where sandboxes call
+	// each other, nothing else is served. Over TLS the host must be the one that the
+	// connection was opened for.
 	API http.Handler
 	// IsKey reports whether a value is one of the server's API keys. Such a
 	// value is taken out of requests before a sandbox sees them. Nil when
@@ -100,8 +103,6 @@ func (cfg Config) check() error {
 	switch {
 	case cfg.Sandboxes == nil:
 		return errors.New("ingress: no lookup for sandboxes given")
-	case cfg.API == nil:
-		return errors.New("ingress: no API handler given")
 	case cfg.Logger == nil:
 		return errors.New("ingress: no logger given")
 	case cfg.MaxInFlight < 0:

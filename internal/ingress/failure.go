@@ -49,6 +49,17 @@ func badHost(err error) *failure {
 	}
 }
 
+// misdirected is for what does not come to the host of a sandbox, where nothing
+// else is served.
+func misdirected() *failure {
+	return &failure{
+		Status: http.StatusMisdirectedRequest, Code: "misdirected",
+		Message: "Only public URLs of sandboxes are served here, each on a connection of its own host",
+		Title:   "Misdirected Request",
+		Hint:    "From inside a sandbox other sandboxes are reached at <port>-<sandbox id>.<domain>, and the API is not.",
+	}
+}
+
 func badPath(err error) *failure {
 	return &failure{
 		Status: http.StatusBadRequest, Code: "bad_path", Message: err.Error(),

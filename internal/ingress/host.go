@@ -83,6 +83,19 @@ func parseHost(host, domain string) (hostKind, address, error) {
 	return sandboxHost, addr, nil
 }
 
+// IsPublic reports whether a host is that of a public URL below a domain, both in
+// lower case.
+func IsPublic(host, domain string) bool {
+	kind, _, err := parseHost(host, domain)
+	return err == nil && kind == sandboxHost
+}
+
+// The label of a public URL has a port, a dash and an id: this many bytes.
+const (
+	ShortestLabel = 1 + 1 + givenIDLength
+	LongestLabel  = 5 + 1 + givenIDLength
+)
+
 // stripPort removes a port and the brackets of an IPv6 literal. What is no
 // port stays, so that the name matches nothing.
 func stripPort(host string) string {

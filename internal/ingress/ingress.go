@@ -26,7 +26,7 @@ import (
 type Ingress struct {
 	domain          string
 	sandboxes       Lookup
-	api             http.Handler
+	api             http.Handler // nil: only sandboxes' own hosts are served
 	isKey           func(string) bool
 	maxInFlight     int
 	maxHeader       int // bytes

@@ -104,6 +104,9 @@ func (c *caller) findHost() bool {
 	if err != nil || kind != sandboxHost || addr.port == api.GuestPort {
 		return false
 	}
+	if conn, secure := c.conn.(*tls.Conn); secure && c.in.api == nil && !isFor(host, conn.ConnectionState().ServerName) {
+		return false
+	}
 	c.host, c.route = host, route{address: addr, by: byHost}
 	c.forwarded = c.forwarded[:0]
 	return true

@@ -44,8 +44,11 @@ const (
 // locate says where a request leads.
 func (in *Ingress) locate(r *http.Request) (route, *failure) {
 	kind, addr, err := parseHost(r.Host, in.domain)
-	if err != nil {
+	switch {
+	case err != nil:
 		return route{}, badHost(err)
+	case in.api == nil && (kind != sandboxHost || r.TLS != nil && !isFor(r.Host, r.TLS.ServerName)):
+		return route{}, misdirected()
 	}
 	if kind == sandboxHost {
 		return route{address: addr, by: byHost}, nil
@@ -59,6 +62,12 @@ func (in *Ingress) locate(r *http.Request) (route, *failure) {
 		return parsePath(rest)
 	}
 	return route{by: toAPI}, nil
+}
+
+// isFor reports whether a Host header is about the name that a TLS connection was
+// opened for.
+func isFor(host, serverName string) bool {
+	return lower(strings.TrimSuffix(stripPort(host), ".")) == lower(serverName)
 }
 
 // parseHeaders reads the routing headers, of which at least one is there.

@@ -120,7 +120,6 @@ func TestNew(t *testing.T) {
 		`domain "x:1"`: func(c *Config) { c.Domain = "x:1" },
 		`domain ""`:    func(c *Config) { c.Domain = "" },
 		"lookup":       func(c *Config) { c.Sandboxes = nil },
-		"API":          func(c *Config) { c.API = nil },
 		"logger":       func(c *Config) { c.Logger = nil },
 		"-1":           func(c *Config) { c.MaxInFlight = -1 },
 	} {

@@ -9,9 +9,13 @@ import "net/netip"
 // known yet; then what holds for addresses at large counts, and the address that
 // the name turns out to have may still be denied. That is what counts too where
 // rules decide about requests to the name: those never go to an address of the
-// sandbox's choice, and the one given is taken for one that the name has. It
+// sandbox's choice, and the one given is taken for one that the name has. So it is
+// with a public URL of this server, which by name has no address at all. It
 // allocates nothing.
 func (p *Policy) DecideFlow(name Name, f Flow) Decision {
+	if f.Proto == TCP && isHome(f.Dst.Addr()) && p.HomePort(name, f.Dst.Port()) != 0 {
+		f.Dst = netip.AddrPortFrom(netip.Addr{}, f.Dst.Port())
+	}
 	if p != nil && !Synthetic().Contains(f.Dst.Addr()) {
 		if r, never := p.never.Find(f.Dst.Addr()); never && f.Dst.Addr().IsValid() {
 			return Decision{Rule: RuleNever, why: r, flow: f}

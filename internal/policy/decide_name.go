@@ -20,7 +20,7 @@ func (p *Policy) Names() bool {
 
 // DecideName answers whether allowOut or a rule lets a name be reached on a
 // port, at whatever address the one who asks finds for it. Names count for TCP
-// on ports 80 and 443 only. What a rule opens, it opens for the requests that
+// on ports 80 and 443 only, and where the public URLs of this server are. What a rule opens, it opens for the requests that
 // Request allows. It allocates nothing.
 //
 // Only names allow here. A denial says nothing about addresses: who knows the
@@ -35,7 +35,9 @@ func (p *Policy) DecideName(name Name, proto Proto, port uint16) Decision {
 	case proto != TCP && proto != UDP && proto != ICMP:
 		d.Rule = RuleProtocol
 		return d
-	case name == Name{} || proto != TCP || port != PortHTTP && port != PortHTTPS:
+	}
+	port = p.countsAs(name, port)
+	if name == (Name{}) || proto != TCP || port != PortHTTP && port != PortHTTPS {
 		d.Rule = RuleName
 		return d
 	}

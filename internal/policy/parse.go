@@ -16,6 +16,8 @@ const DefaultMaxEntries = 10_000
 type Options struct {
 	// Never is the table of the node. Nil means the built-in one.
 	Never *Never
+	// Home are the public URLs of this server; nil for none.
+	Home *Home
 	// MaxEntries bounds each list; 0 means DefaultMaxEntries.
 	MaxEntries int
 	// Rules accepts rules about requests and upstream proxies. It is for callers
@@ -76,7 +78,7 @@ func Parse(doc Document, opts Options) (*Policy, error) {
 	if doc.Default != Allow && doc.Default != Deny {
 		return nil, &EntryError{Field: fieldDefault, Reason: fmt.Sprintf("unknown verdict %d", uint8(doc.Default))}
 	}
-	p := &Policy{never: never, allow: new(list), deny: new(list), names: new(names), verdict: doc.Default}
+	p := &Policy{never: never, allow: new(list), deny: new(list), names: new(names), home: opts.Home, verdict: doc.Default}
 	if err := parseList(fieldAllow, doc.AllowOut, limit, p.addAllowed); err != nil {
 		return nil, err
 	}

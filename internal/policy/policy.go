@@ -52,6 +52,7 @@ type Policy struct {
 	verdict     Verdict   // for what no list names
 	rules       *ruleset  // nil for none
 	upstream    *Upstream // nil for none
+	home        *Home     // nil for none
 	strictDNS   bool
 }
 

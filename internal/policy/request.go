@@ -94,7 +94,7 @@ func (p *Policy) Request(r Request) Action {
 	if p == nil {
 		return a
 	}
-	on := portsOf(r.Scheme, r.Port)
+	on := portsOf(r.Scheme, p.countsAs(r.Name, r.Port))
 	if on == 0 {
 		a.why = notHTTP
 		return a
@@ -146,7 +146,7 @@ func (p *Policy) judges(name Name, port uint16) bool {
 		return false
 	}
 	h := p.rules.find(name, netip.Addr{})
-	return h != nil && h.decides&portsAt(port) != 0
+	return h != nil && h.decides&portsAt(p.countsAs(name, port)) != 0
 }
 
 // Terminated returns the hosts for which Terminates may be true, each a name or

@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"syscall"
@@ -43,6 +44,8 @@ type Config struct {
 	Resolver Resolver
 	// Never is the table of addresses that are not dialled. Required.
 	Never *policy.Never
+	// Home are the ways to the public URLs of this server, by Target.Home.
+	Home map[uint16]*Inward
 	// Timeout bounds a dial; 0 means DefaultTimeout.
 	Timeout time.Duration
 }
@@ -52,6 +55,7 @@ type Config struct {
 type Dialer struct {
 	resolver Resolver
 	never    *policy.Never
+	home     map[uint16]*Inward
 	timeout  time.Duration
 	net      net.Dialer
 
@@ -79,6 +83,7 @@ func New(cfg Config) (*Dialer, error) {
 	d := &Dialer{
 		resolver:  cfg.Resolver,
 		never:     cfg.Never,
+		home:      maps.Clone(cfg.Home),
 		timeout:   cfg.Timeout,
 		enter:     func(connect func() error) error { return connect() },
 		elsewhere: elsewhere,

@@ -10,10 +10,10 @@ import (
 
 // Start begins to connect to the first address of a target and waits for
 // nothing. It is false, and nothing has begun, where that is not enough: a name
-// has to be asked for, a proxy to be taken, or no address will do. Dial knows
-// what to do then, and what to say.
+// has to be asked for, a proxy to be taken, the way leads inwards, or no address
+// will do. Dial knows what to do then, and what to say.
 func (d *Dialer) Start(t egress.Target) (begun egress.Attempt, ok bool) {
-	if t.Through != nil {
+	if t.Through != nil || t.Home != 0 {
 		return begun, false
 	}
 	if t.Name == (policy.Name{}) {

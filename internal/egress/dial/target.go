@@ -2,6 +2,7 @@ package dial
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -12,12 +13,15 @@ import (
 
 // Dial connects to a target. The connection is a *net.TCPConn, the error an
 // *Error. Remote is the address contacted; it is not valid where a proxy has
-// looked the name up.
+// looked the name up, or nobody has because it leads home.
 func (d *Dialer) Dial(ctx context.Context, t egress.Target) (conn net.Conn, remote netip.AddrPort, err error) {
 	ctx, cancel := context.WithTimeout(ctx, d.timeout)
 	defer cancel()
 	named := t.Name != policy.Name{}
 	switch {
+	case t.Home != 0:
+		conn, err = d.inward(ctx, t)
+		return conn, remote, err
 	case t.Through != nil && named && t.Permit == nil:
 		conn, err = d.through(ctx, *t.Through, t.Name.String(), t.Addr)
 		return conn, remote, err
@@ -45,6 +49,22 @@ func (d *Dialer) Dial(ctx context.Context, t egress.Target) (conn net.Conn, remo
 	remote = tcp.RemoteAddr().(*net.TCPAddr).AddrPort() // a TCP connection has no other
 	return tcp, netip.AddrPortFrom(remote.Addr().Unmap(), remote.Port()), nil
 }
+
+// inward connects to the public URLs of this server.
+func (d *Dialer) inward(ctx context.Context, t egress.Target) (net.Conn, error) {
+	target := fmt.Sprintf("%v:%d", t.Name, t.Addr.Port())
+	way := d.home[t.Home]
+	if way == nil || !t.Src.IsValid() {
+		return nil, failed(target, errNotHome)
+	}
+	conn, err := way.dial(ctx, t.Src)
+	if err != nil {
+		return nil, failed(target, err)
+	}
+	return conn, nil
+}
+
+var errNotHome = errors.New("no public URLs of this server are there")
 
 // lookup returns the addresses of a name that are permitted.
 func (d *Dialer) lookup(ctx context.Context, name, target string, permit func(netip.Addr) bool) ([]netip.Addr, error) {

@@ -98,6 +98,9 @@ func (e *exchange) begin() (*wire.Msg, *flight) {
 	if decision.Verdict != policy.Allow {
 		return e.pretend(name), nil
 	}
+	if e.tenant.Policy.IsPublicURL(name) {
+		return e.home(), nil
+	}
 	return nil, e.server.resolver.start(question{name, asked.Qtype})
 }
 
@@ -152,6 +155,26 @@ func (e *exchange) pretend(name policy.Name) *wire.Msg {
 		}}
 	}
 	explain(reply, wire.ExtendedErrorCodeForgedAnswer, e.seen.Reason)
+	return reply
+}
+
+// homeTTL is for how long a public URL is said to keep its address, which it
+// always does.
+const homeTTL = 5 * time.Minute
+
+// home replies for a public URL of this server: what name servers say about it is
+// meant for others, who do not come from within.
+func (e *exchange) home() *wire.Msg {
+	asked := e.message.question[0]
+	reply := e.message.reply(wire.RcodeSuccess)
+	header := wire.RR_Header{Name: asked.Name, Rrtype: asked.Qtype, Class: wire.ClassINET, Ttl: uint32(homeTTL / time.Second)}
+	home4, home6 := policy.HomeAddrs()
+	switch asked.Qtype {
+	case wire.TypeA:
+		reply.Answer = []wire.RR{&wire.A{Hdr: header, A: home4.AsSlice()}}
+	case wire.TypeAAAA:
+		reply.Answer = []wire.RR{&wire.AAAA{Hdr: header, AAAA: home6.AsSlice()}}
+	}
 	return reply
 }
 

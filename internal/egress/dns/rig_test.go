@@ -121,7 +121,11 @@ func newRig(t *testing.T, o options) *rig {
 
 func compile(t testing.TB, doc policy.Document) *policy.Policy {
 	t.Helper()
-	p, err := policy.Parse(doc, policy.Options{Never: labNever(t)})
+	home, err := policy.NewHome(func(name string) bool { return strings.HasSuffix(name, ".moat.test") && name[0] == '3' }, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := policy.Parse(doc, policy.Options{Never: labNever(t), Home: home})
 	if err != nil {
 		t.Fatal(err)
 	}

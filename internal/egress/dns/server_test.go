@@ -56,6 +56,33 @@ big.google.com. 60 IN TXT "` + strings.Repeat("z", 250) + `" "` + strings.Repeat
 	}
 }
 
+// A public URL of the server itself is answered at home, if it may be reached.
+func TestPublicURLsResolveToHome(t *testing.T) {
+	r := newRig(t, options{allow: []string{"3000-abc.moat.test", "api.moat.test"}, records: "*.moat.test. 60 IN A 93.184.216.34\n"})
+	for _, test := range []struct {
+		name  string
+		qtype uint16
+		want  string
+	}{
+		{"3000-ABC.moat.test", wire.TypeA, "NOERROR 3000-ABC.moat.test. A 198.19.255.2"},
+		{"3000-abc.moat.test", wire.TypeAAAA, "NOERROR 3000-abc.moat.test. AAAA fd6d:6f61:7400:1::2"},
+		{"3000-abc.moat.test", wire.TypeHTTPS, "NOERROR"},
+		{"api.moat.test", wire.TypeA, "NOERROR api.moat.test. A 93.184.216.34"}, // as name servers have it
+	} {
+		if got := summary(r.ask("udp", alpha, test.name, test.qtype)); got != test.want {
+			t.Errorf("%s:\n got %s\nwant %s", test.name, got, test.want)
+		}
+	}
+	for _, q := range r.lab.Queries() {
+		if strings.HasPrefix(q.Name, "3") {
+			t.Errorf("left the node: %s %s", q.Name, q.Type)
+		}
+	}
+	if reply := r.ask("udp", alpha, "3000-def.moat.test", wire.TypeA); len(reply.Answer) != 1 || !policy.Synthetic().Contains(netip.MustParseAddr(reply.Answer[0].(*wire.A).A.String())) {
+		t.Errorf("one that is not allowed: %v", reply)
+	}
+}
+
 func TestForbiddenNamesResolveToNowhere(t *testing.T) {
 	r := newRig(t, options{allow: []string{"example.com"}})
 	addrOf := func(sandbox, name string) netip.Addr {

@@ -123,6 +123,8 @@ func (r *reader) matches(text string, p packet) bool {
 		return p.proto == policy.ICMP && !is4
 	case strings.HasPrefix(text, "icmp"):
 		return false
+	case strings.HasPrefix(text, "@th,"): // these packets ask nothing
+		return false
 	case text == "meta nfproto ipv4", text == "meta nfproto ipv6":
 		return is4 == (words[2] == "ipv4")
 	case words[0] == "meta" && words[1] == "l4proto":
@@ -182,7 +184,10 @@ func wanted(p *policy.Policy, f policy.Flow) route {
 	question := port == 53 && f.Proto != policy.ICMP
 	synthetic := policy.Synthetic().Contains(f.Dst.Addr())
 	allowed := p.Decide(f).Verdict == policy.Allow
+	home4, home6 := policy.HomeAddrs()
 	switch {
+	case tcp && (f.Dst.Addr() == home4 || f.Dst.Addr() == home6):
+		return toProxy
 	case p.Never().Contains(f.Dst.Addr()) && (!synthetic || question):
 		return refused
 	case carry == policy.CarryTCP && tcp && (port != 53 || allowed), carry == policy.CarryAllWeb && web:
@@ -280,6 +285,9 @@ func randomFlow(rng *rand.Rand) policy.Flow {
 	addr := randomAddr(rng)
 	if rng.IntN(8) == 0 {
 		addr = netip.AddrFrom4([4]byte{198, 19, byte(rng.IntN(256)), 7}) // half of them synthetic
+	}
+	if home4, home6 := policy.HomeAddrs(); rng.IntN(16) == 0 {
+		addr = []netip.Addr{home4, home6}[rng.IntN(2)]
 	}
 	f := policy.Flow{Proto: protocols[rng.IntN(3)], Dst: netip.AddrPortFrom(addr, []uint16{53, 80, 443, 22}[rng.IntN(4)])}
 	if f.Proto == policy.ICMP {

@@ -263,7 +263,14 @@ func openPolicy(t testing.TB) *policy.Policy {
 }
 
 func config(t testing.TB) Config {
-	return Config{Instance: "test", StateDir: filepath.Join("/run", "moat", t.Name()), Never: never(t), Logger: slog.New(slog.DiscardHandler)}
+	return Config{
+		Instance: "test", StateDir: filepath.Join("/run", "moat", t.Name()), Never: never(t), Names: publicNames(), Logger: slog.New(slog.DiscardHandler),
+	}
+}
+
+// publicNames are hosts such as 3000-abc.sandboxes.moat.test.
+func publicNames() PublicNames {
+	return PublicNames{Below: "sandboxes.moat.test", Shortest: 5, Longest: 9}
 }
 
 // open opens a network and checks, when the test is over, that nothing is left

@@ -20,6 +20,7 @@ type layout struct {
 	stateDir       string
 	range4, range6 netip.Prefix
 	doors          Doors
+	names          PublicNames
 }
 
 var instanceName = regexp.MustCompile(`^[a-z0-9]{1,8}$`)

@@ -34,7 +34,9 @@ type Config struct {
 	Range4, Range6 netip.Prefix
 	// Never is the table of addresses no sandbox reaches. Policies that are
 	// applied must have been compiled with the same table.
-	Never  *policy.Never
+	Never *policy.Never
+	// Names are the hosts of public URLs that the resolver answers for.
+	Names  PublicNames
 	Logger *slog.Logger
 }
 
@@ -98,6 +100,10 @@ func newNetwork(c Config) (*Network, error) {
 		range6 = c.Range6
 	}
 	l, err := newLayout(c.Instance, c.StateDir, range4, range6)
+	if err == nil {
+		err = c.Names.check()
+	}
+	l.names = c.Names
 	switch {
 	case err != nil:
 		return nil, err

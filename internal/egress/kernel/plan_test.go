@@ -50,6 +50,7 @@ func testLayout(t testing.TB) layout {
 	if err != nil {
 		t.Fatal(err)
 	}
+	l.names = publicNames()
 	return l
 }
 

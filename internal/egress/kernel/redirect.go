@@ -20,15 +20,19 @@ const mapRedirect = "redirect"
 // redirectChains are what all slots share of it. Every flow of a slot comes by
 // here once, so that they are counted here. What is never reachable is
 // nobody's to answer for, but for web sites whose name is forbidden: the proxy
-// says so.
+// says so. Public URLs of this server are at addresses that lead to nobody but the
+// proxy, whatever the policy is.
 func redirectChains(l layout, never []set) []chain {
 	slots := l.ifPrefix()
+	home4, home6 := policy.HomeAddrs()
 	return []chain{
 		{name: "arrive", base: &base{kind: "nat", hook: "prerouting", hooknum: unix.NF_INET_PRE_ROUTING, priority: beforeRouting}, rules: []rule{
 			{inPrefix(slots), goTo("divert")},
 		}},
 		{name: "divert", rules: []rule{
 			{meterFlowsOver(meterFlows, MaxFlows), counter(), goTo("refuse")},
+			{toAddr(home4), isTCP(), goTo("to_proxy")},
+			{toAddr(home6), isTCP(), goTo("to_proxy")},
 			{to(policy.Synthetic()), dport(dnsPort), accept()},
 			{notTo(policy.Synthetic()), toSet(never[0]), accept()},
 			{toSet(never[1]), accept()},
@@ -48,6 +52,11 @@ func redirectChains(l layout, never []set) []chain {
 			{is4(), isTCP(), redirect(l.doors.Addr4, l.doors.Proxy)},
 			{is6(), isTCP(), redirect(l.doors.Addr6, l.doors.Proxy)},
 		}},
+		{name: "upstream", rules: []rule{
+			{isTCP(), goTo("to_proxy")},
+			{goTo(chainDirect)},
+		}},
+		directChain(l.names),
 	}
 }
 
@@ -73,17 +82,17 @@ func doorChain(d Doors) chain {
 // redirectRules choose which flows of a slot are redirected. They ask the lists
 // of the policy that the rules for direct flows ask.
 func redirectRules(c policy.Carry, lists []list, byDefault policy.Verdict) ([]rule, error) {
-	direct, divert := rule{accept()}, rule{goTo("by_port")}
+	direct, divert := rule{goTo(chainDirect)}, rule{goTo("by_port")}
 	switch c {
 	case policy.CarryNone:
-		return nil, nil
+		return byLists(nil, lists, byDefault, direct, rule{accept()}), nil
 	case policy.CarryWeb:
 		return byLists(nil, lists, byDefault, direct, divert), nil
 	case policy.CarryAllWeb:
 		return byLists(webTo(goTo("to_proxy")), lists, byDefault, direct, divert), nil
 	case policy.CarryTCP:
 		// Of TCP only questions for the resolver are not the proxy's.
-		return byLists([]rule{{tcpToOther(dnsPort), goTo("to_proxy")}}, lists, byDefault, rule{goTo("to_proxy")}, divert), nil
+		return byLists([]rule{{tcpToOther(dnsPort), goTo("to_proxy")}}, lists, byDefault, rule{goTo("upstream")}, divert), nil
 	}
 	return nil, fmt.Errorf("what shall be carried is %v", c)
 }

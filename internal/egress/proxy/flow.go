@@ -69,11 +69,23 @@ func (f *flow) depart(ctx context.Context, client *net.TCPConn) {
 // serve handles a connection that does not begin with a ClientHello.
 func (f *flow) serve() {
 	_ = f.client.SetReadDeadline(f.began.Add(f.proxy.limits.Peek)) // fails only on a closed connection
-	if f.original.Port() == policy.PortHTTP {
+	if f.webPort() == policy.PortHTTP {
 		f.serveHTTP()
 	} else {
 		f.serveAny()
 	}
+}
+
+// webPort returns as which port the connection's is read. Public URLs of this
+// server may be at others than names count on elsewhere.
+func (f *flow) webPort() uint16 {
+	if port := f.original.Port(); port == policy.PortHTTP || port == policy.PortHTTPS {
+		return port
+	}
+	f.box.mu.Lock()
+	defer f.box.mu.Unlock()
+	t, _ := f.tenant() // what has no tenant any more has no policy
+	return t.Policy.WebPort(f.original)
 }
 
 // serveAny judges a connection to a port on which names do not count, by
@@ -196,7 +208,7 @@ func (f *flow) target(to destination) (egress.Target, *policy.Policy, error) {
 	if err != nil {
 		return egress.Target{}, nil, err
 	}
-	return to.target(t.Policy), t.Policy, nil
+	return to.target(t.Policy, f.src), t.Policy, nil
 }
 
 // dial connects to a target. The remote address is not valid where it is not
@@ -251,7 +263,7 @@ func (f *flow) reevaluate(next egress.Tenant) (cut bool) {
 		}
 	}
 	for up := range f.upstreams {
-		if !permits(next.Policy, up.to, up.remote) || !sameWay(up.policy, next.Policy) {
+		if !permits(next.Policy, up.to, up.remote) || !up.to.sameWay(up.policy, next.Policy) {
 			reset(up.TCPConn)
 		}
 	}

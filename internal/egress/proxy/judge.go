@@ -48,12 +48,17 @@ type destination struct {
 	// found says that the policy allows addresses at large and not the name: it
 	// must allow the address that is found for the name.
 	found bool
+	// home says that name is of a public URL of this server, which is not looked
+	// up and has no address.
+	home bool
 }
 
 // judge asks a policy about a destination. By name means that the address is
 // one that we have found for it.
 func (d destination) judge(p *policy.Policy) policy.Decision {
 	switch {
+	case d.home:
+		return p.DecideFlow(d.name, policy.Flow{Proto: policy.TCP, Dst: netip.AddrPortFrom(netip.Addr{}, d.addr.Port())})
 	case d.found:
 		return p.DecideQuery(d.name)
 	case d.name != policy.Name{}:
@@ -89,14 +94,18 @@ func (d destination) passes(p *policy.Policy, remote netip.AddrPort) netip.AddrP
 
 // byName returns the way to a name that a policy leaves.
 func byName(p *policy.Policy, name policy.Name, port uint16) destination {
-	d := destination{name: name, addr: netip.AddrPortFrom(netip.Addr{}, port)}
-	d.found = d.judge(p).Verdict != policy.Allow
+	d := destination{name: name, addr: netip.AddrPortFrom(netip.Addr{}, port), home: p.HomePort(name, port) != 0}
+	d.found = !d.home && d.judge(p).Verdict != policy.Allow
 	return d
 }
 
-// target is where to dial for a destination under a policy.
-func (d destination) target(p *policy.Policy) egress.Target {
-	t := egress.Target{Name: d.name, Addr: d.addr}
+// target is where to dial for a destination under a policy, on behalf of src.
+func (d destination) target(p *policy.Policy, src netip.Addr) egress.Target {
+	t := egress.Target{Name: d.name, Addr: d.addr, Src: src}
+	if d.home {
+		t.Home = p.HomePort(d.name, d.addr.Port())
+		return t
+	}
 	if up, ok := p.Upstream(); ok {
 		t.Through = new(policy.Upstream)
 		*t.Through = up
@@ -107,8 +116,12 @@ func (d destination) target(p *policy.Policy) egress.Target {
 	return t
 }
 
-// sameWay reports whether two policies send flows the same way out.
-func sameWay(p, q *policy.Policy) bool {
+// sameWay reports whether two policies send flows to d the same way. What stays
+// on the machine takes no way out.
+func (d destination) sameWay(p, q *policy.Policy) bool {
+	if d.home {
+		return true
+	}
 	a, proxied := p.Upstream()
 	b, too := q.Upstream()
 	return proxied == too && a.Name == b.Name && a.Addr == b.Addr && a.Port == b.Port && a.Username == b.Username
@@ -198,7 +211,7 @@ func (v *verdict) choose(p *policy.Policy, original netip.AddrPort, q question) 
 		}
 		return
 	}
-	to := destination{name: q.name, addr: original}
+	to := destination{name: q.name, addr: original, home: p.HomePort(q.name, original.Port()) != 0}
 	v.set(to.judge(p), to)
 	if v.allow {
 		return

@@ -87,7 +87,7 @@ func (f *flow) wayTo(name policy.Name) (destination, error) {
 		return destination{}, err
 	}
 	to := byName(t.Policy, name, f.original.Port())
-	if to.found && to.judge(t.Policy).Verdict != policy.Allow {
+	if to.judge(t.Policy).Verdict != policy.Allow {
 		return destination{}, errNotAllowed
 	}
 	return to, nil
@@ -171,9 +171,19 @@ func (x *exchange) host() string {
 	a := x.request.Authority
 	a.Port = 0
 	if a.Name != "" {
-		a.Name = x.verdict.name.String()
+		return x.flow.authority(x.verdict.name)
 	}
 	return a.String()
+}
+
+// authority is how a name is asked for on the flow: with the port, unless that
+// goes without saying.
+func (f *flow) authority(name policy.Name) string {
+	port := f.original.Port()
+	if port == policy.PortHTTP || port == policy.PortHTTPS {
+		return name.String()
+	}
+	return fmt.Sprintf("%v:%d", name, port)
 }
 
 // gotConn learns which connection the request goes over. It closes that if the

@@ -58,7 +58,7 @@ func (p *passage) begin(src netip.AddrPort) {
 	case err != nil:
 		f.proxy.log.Debug("connection without an original destination", "sandbox", f.box.sandbox, "err", err)
 		p.leave(func() { f.refuseRaw(f.refusal(ruleMalformed, "the connection was made to the proxy itself")) })
-	case f.original.Port() != policy.PortHTTPS:
+	case f.webPort() != policy.PortHTTPS:
 		p.leave(f.serve)
 	default:
 		p.first = p.lane.buffer()

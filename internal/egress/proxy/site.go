@@ -40,6 +40,7 @@ type site struct {
 	box    *box // which it keeps while it is in its sites
 	src    netip.Addr
 	name   policy.Name
+	port   uint16
 	policy *policy.Policy // by which it was made
 
 	tls    *tls.Config
@@ -81,7 +82,7 @@ func (f *flow) openSite(name policy.Name) (*site, error) {
 		return nil, errSites
 	}
 	if s == nil {
-		s = f.proxy.newSite(b, f.src, name, t.Policy)
+		s = f.proxy.newSite(b, f, name, t.Policy)
 		b.sites[name] = s
 		f.proxy.boxes.retain(b)
 	}
@@ -107,8 +108,8 @@ func (b *box) roomForSite() bool {
 	return len(b.sites) < maxSites
 }
 
-func (p *Proxy) newSite(b *box, src netip.Addr, name policy.Name, by *policy.Policy) *site {
-	s := &site{proxy: p, box: b, src: src, name: name, policy: by}
+func (p *Proxy) newSite(b *box, f *flow, name policy.Name, by *policy.Policy) *site {
+	s := &site{proxy: p, box: b, src: f.src, name: name, port: f.original.Port(), policy: by}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.tls = &tls.Config{
 		ServerName: name.String(), RootCAs: p.roots, MinVersion: tls.VersionTLS12,
@@ -169,7 +170,11 @@ func (s *site) discard() {
 // is in force now. One that was allowed by its addresses is opened anew under
 // another policy, as these may be denied by it.
 func (s *site) stays(next *policy.Policy) bool {
-	return next == s.policy || sameWay(s.policy, next) && !byName(next, s.name, policy.PortHTTPS).found
+	if next == s.policy {
+		return true
+	}
+	to := byName(next, s.name, s.port)
+	return to.sameWay(s.policy, next) && !to.found
 }
 
 // protocol returns which of the two the server wants to speak if it has the
@@ -224,11 +229,11 @@ func (s *site) dial(protocols ...string) (*tls.Conn, error) {
 	if !ok || t.Sandbox != s.box.sandbox {
 		return nil, errEnded
 	}
-	to := byName(t.Policy, s.name, policy.PortHTTPS)
-	if to.found && to.judge(t.Policy).Verdict != policy.Allow {
+	to := byName(t.Policy, s.name, s.port)
+	if to.judge(t.Policy).Verdict != policy.Allow {
 		return nil, errNotAllowed
 	}
-	tcp, remote, err := s.proxy.dial(ctx, to.target(t.Policy))
+	tcp, remote, err := s.proxy.dial(ctx, to.target(t.Policy, s.src))
 	if err != nil {
 		return nil, err
 	}

@@ -106,7 +106,7 @@ func (x *stream) serve() {
 	ctx, cancel := context.WithCancel(x.request.Context())
 	defer cancel()
 	x.verdict = x.flow.judge(question{name: name, cancel: cancel, request: &policy.Request{
-		Scheme: schemeHTTPS, Method: x.request.Method, Name: name, Port: policy.PortHTTPS, Path: path, SNI: x.name,
+		Scheme: schemeHTTPS, Method: x.request.Method, Name: name, Port: x.flow.original.Port(), Path: path, SNI: x.name,
 	}})
 	if x.change = x.flow.changeFor(&x.verdict); !x.verdict.allow {
 		x.deny()
@@ -133,11 +133,12 @@ func (x *stream) read() (name policy.Name, path string, err error) {
 		return name, "", err
 	}
 	a, err := head.ParseAuthority(r.Host)
+	own := x.flow.original.Port()
 	switch {
 	case err != nil:
 		return name, "", err
-	case a.Port != 0 && a.Port != policy.PortHTTPS:
-		return name, "", &head.Error{Status: http.StatusMisdirectedRequest, What: fmt.Sprintf("the request is for port %d, the connection to port %d", a.Port, policy.PortHTTPS)}
+	case a.Port != 0 && a.Port != own:
+		return name, "", &head.Error{Status: http.StatusMisdirectedRequest, What: fmt.Sprintf("the request is for port %d, the connection to port %d", a.Port, own)}
 	}
 	path, _, _ = strings.Cut(r.RequestURI, "?")
 	name, _ = policy.ParseName(a.Name) // what is no name is not that of the connection
@@ -197,8 +198,8 @@ func (x *stream) outgoing(ctx context.Context) *http.Request {
 	in := x.request
 	r := &http.Request{
 		Method: in.Method,
-		URL:    rawURL(schemeHTTPS, destination{name: x.name, addr: netip.AddrPortFrom(netip.Addr{}, policy.PortHTTPS)}.hostPort(), x.change.Target(in.RequestURI)),
-		Host:   x.name.String(),
+		URL:    rawURL(schemeHTTPS, destination{name: x.name, addr: x.flow.original}.hostPort(), x.change.Target(in.RequestURI)),
+		Host:   x.flow.authority(x.name),
 		Header: endToEnd(in.Header),
 	}
 	delete(r.Header, "Host")

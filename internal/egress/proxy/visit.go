@@ -37,7 +37,7 @@ func (v *visit) judge(next egress.Tenant) (why verdict, permitted bool) {
 	case v.unseen != policy.Name{} && p.Terminates(v.unseen):
 		why.deny(policy.RuleRequests.String(), "rules decide about requests to "+v.unseen.String()+", which cannot be seen in this connection")
 		return why, false
-	case !sameWay(v.policy, p):
+	case !v.to.sameWay(v.policy, p):
 		why.deny(ruleProxy, "connections take another way out now")
 		return why, false
 	case v.request != nil:
