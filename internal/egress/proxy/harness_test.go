@@ -233,7 +233,11 @@ func (b *box) publish(t testing.TB, allow ...string) egress.Tenant {
 
 func (b *box) publishDocument(t testing.TB, doc policy.Document) egress.Tenant {
 	t.Helper()
-	p, err := policy.Parse(doc, policy.Options{Rules: true})
+	home, err := policy.NewHome(func(name string) bool { return strings.HasSuffix(name, ".home.test") }, map[uint16]uint16{80: 80, 443: 443})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := policy.Parse(doc, policy.Options{Rules: true, Home: home})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -341,12 +345,19 @@ func (n *internet) serve(name, addr string) {
 // connections through a proxy arrive all the same.
 func (n *internet) Dial(ctx context.Context, t egress.Target) (net.Conn, netip.AddrPort, error) {
 	way := ""
+	if t.Home != 0 {
+		way = fmt.Sprintf("home at %d for %v", t.Home, t.Src)
+	}
 	if t.Through != nil {
 		way = netip.AddrPortFrom(t.Through.Addr, t.Through.Port).String()
 	}
 	n.mu.Lock()
 	n.ways = append(n.ways, way)
 	n.mu.Unlock()
+	if t.Home != 0 {
+		conn, err := n.dial(ctx, fmt.Sprintf("%v:%d", t.Name, t.Addr.Port()))
+		return conn, netip.AddrPort{}, err
+	}
 	if t.Name == (policy.Name{}) {
 		conn, err := n.dial(ctx, t.Addr.String())
 		return conn, t.Addr, err
@@ -395,6 +406,9 @@ func (n *internet) Start(t egress.Target) (begun egress.Attempt, ok bool) {
 }
 
 func (n *internet) start(t egress.Target) (begun egress.Attempt, ok bool) {
+	if t.Home != 0 {
+		return begun, false
+	}
 	target := t.Addr.String()
 	if t.Name != (policy.Name{}) {
 		target = fmt.Sprintf("%v:%d", t.Name, t.Addr.Port())
