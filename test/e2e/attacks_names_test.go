@@ -110,7 +110,7 @@ func attack05(t *testing.T, s *harness.Server, box *harness.Box) {
 		"CONNECT evil.example:443 HTTP/1.1\r\nHost: example.com\r\n\r\n":             "405",
 		"CONNECT example.com:443 HTTP/1.1\r\nHost: example.com:443\r\n\r\n":          "405",
 		"GET / HTTP/1.1\r\nHost: example.com@evil.example\r\n\r\n":                   "400",
-		"GET / HTTP/1.1\r\nHost: example.com:8080\r\n\r\n":                           "400",
+		"GET / HTTP/1.1\r\nHost: example.com:8080\r\n\r\n":                           "421",
 		"GET http://example.com@evil.example/ HTTP/1.1\r\nHost: example.com\r\n\r\n": "400",
 		"GET / HTTP/1.0\r\n\r\n": "403",
 	} {
