@@ -67,6 +67,9 @@ func parseHost(host, domain string) (hostKind, address, error) {
 	}
 	label, below := strings.CutSuffix(folded, "."+domain)
 	if !below {
+		label, below = strings.CutSuffix(folded, ".localhost") // leads every browser and curl here
+	}
+	if !below {
 		if resembles(folded, isOurLabel) {
 			return foreignHost, address{}, fmt.Errorf("host %q is not below this server's domain %q", host, domain)
 		}
@@ -84,8 +87,12 @@ func parseHost(host, domain string) (hostKind, address, error) {
 }
 
 // IsPublic reports whether a host is that of a public URL below a domain, both in
-// lower case.
+// lower case. Below localhost, which to everybody is another machine, it is only
+// if that is the domain.
 func IsPublic(host, domain string) bool {
+	if !strings.HasSuffix(host, "."+domain) {
+		return false
+	}
 	kind, _, err := parseHost(host, domain)
 	return err == nil && kind == sandboxHost
 }

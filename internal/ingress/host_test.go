@@ -37,6 +37,10 @@ func TestAttack36HostTricks(t *testing.T) {
 		{host: "8080-nobodyhasthis.moat.test", kind: sandboxHost, addr: address{id: "nobodyhasthis", port: 8080}},
 		{host: "8080-x.moat.test", kind: sandboxHost, addr: address{id: "x", port: 8080}},
 
+		// The same below localhost, whatever the domain.
+		{host: "8080-" + someID + ".localhost", kind: sandboxHost, addr: want(8080)},
+		{host: "8080-" + someID + ".LOCALHOST:6628", kind: sandboxHost, addr: want(8080)},
+
 		// Shared hosts.
 		{host: "sandbox.moat.test", kind: sharedHost},
 		{host: "SANDBOX.moat.test.:8443", kind: sharedHost},
@@ -98,7 +102,8 @@ func TestAttack36HostTricks(t *testing.T) {
 		{host: "8080-" + someID + ".moat.test:80:80", err: "not below"},
 		{host: "8080-" + someID + ".moat.te\u017ft", err: "not below"},
 		{host: "8080-" + someID, err: "not below"},
-		{host: "8080-" + someID + ".localhost", err: "not below"},
+		{host: "8080-" + someID + ".x.localhost", err: "labels"},
+		{host: "8080-" + someID + ".localhost.test", err: "not below"},
 		{host: "[8080-" + someID + ".moat.test]", err: "not below"},
 	}
 	for _, c := range cases {
