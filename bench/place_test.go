@@ -18,8 +18,8 @@ import (
 // serverName resolves to serverAddr and to none of IPv6, so that all who are
 // compared go there the same way.
 const (
-	serverName = "google.com"
-	serverAddr = "142.250.74.46"
+	serverName = "github.com"
+	serverAddr = "140.82.112.3"
 	everything = "0.0.0.0/0"
 )
 
@@ -27,7 +27,7 @@ const (
 // address of a node go to one of their own each: a server that has just closed
 // a connection takes the next one from the same port for a late packet, and
 // lets it wait for a second.
-var otherAddrs = []string{"93.184.216.35", "140.82.112.3", "93.184.216.34", "45.60.70.80", "9.9.9.9"}
+var otherAddrs = []string{"93.184.216.35", "142.250.74.46", "93.184.216.34", "45.60.70.80", "9.9.9.9"}
 
 // startMoat starts the real server, whose sandboxes share this machine's
 // kernel: what is measured is the way of their packets, not what gVisor makes
