@@ -478,3 +478,20 @@ func TestListenOnTheInternet(t *testing.T) {
 		t.Errorf("accepted from %v, want from %s", from, lab.NodeIP4)
 	}
 }
+
+// A lab that closes waits for its processes, and so may who started them.
+func TestManyWait(t *testing.T) {
+	l := start(t, lab.Config{Bare: true})
+	cmd := l.Node.Command(context.Background(), "sleep", "infinity")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := cmd.Wait(); err == nil || err.Error() != "signal: killed" {
+			t.Errorf("it ended with %v", err)
+		}
+	}
+}

@@ -145,7 +145,7 @@ func (n *Node) close() error {
 		// PID 1 ends only when the rest is reaped. It reaps orphans, but the
 		// commands are our children.
 		for _, cmd := range n.takeUnreaped() {
-			_ = cmd.Cmd.Wait()
+			_ = cmd.Wait()
 		}
 		_ = n.first.Wait() // says "killed"
 		close(n.quit)
@@ -198,6 +198,9 @@ func (n *Node) PID1() int { return n.first.Process.Pid }
 type Cmd struct {
 	*exec.Cmd
 	node *Node
+
+	once  sync.Once
+	ended error // guarded by once
 }
 
 // Start starts the process and does not wait for it.
@@ -220,12 +223,14 @@ func (c *Cmd) Start() error {
 	})
 }
 
-// Wait waits for the end of a started process.
+// Wait waits for the end of a started process. Unlike exec.Cmd's it may be called
+// by several: the lab waits as well, when it closes.
 func (c *Cmd) Wait() error {
 	c.node.mu.Lock()
 	delete(c.node.unreaped, c)
 	c.node.mu.Unlock()
-	return c.Cmd.Wait()
+	c.once.Do(func() { c.ended = c.Cmd.Wait() })
+	return c.ended
 }
 
 // Run starts the process and waits for its end.
