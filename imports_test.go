@@ -39,7 +39,7 @@ sandbox contract:    internal/sandbox -> internal/policy
 store contract:      internal/store -> internal/policy internal/sandbox
 stores are leaves:   internal/store/... -> internal/store internal/policy internal/sandbox
 secrets of teams:    internal/vault -> internal/store internal/policy internal/secret
-kernel:              internal/egress/kernel -> internal/policy
+kernel:              internal/egress/kernel -> internal/egress/socket internal/policy
 egress contract:     internal/egress -> internal/policy
 sockets:             internal/egress/socket ->
 names and dialling:  internal/egress/dns internal/egress/dial -> internal/egress internal/egress/socket internal/policy

@@ -34,17 +34,10 @@ type packets struct {
 
 // messages are datagrams as the kernel takes and gives them.
 type messages struct {
-	headers [batch]header
+	headers [batch]socket.Message
 	spans   [batch]unix.Iovec
 	addrs   [batch]unix.RawSockaddrInet6
 	bytes   [batch][maxQuery]byte
-}
-
-// header is the kernel's struct mmsghdr.
-type header struct {
-	unix.Msghdr
-	length uint32
-	_      [4]byte
 }
 
 // openPackets opens a socket on an address.
@@ -91,21 +84,19 @@ func (p *packets) receive() (int, error) {
 	for i := range p.in.headers {
 		p.in.headers[i].Namelen = uint32(unsafe.Sizeof(p.in.addrs[i]))
 	}
-	n, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, uintptr(p.fd), uintptr(unsafe.Pointer(&p.in.headers)), batch, unix.MSG_WAITFORONE, 0, 0)
+	n, err := socket.ReceiveMany(p.fd, p.in.headers[:], unix.MSG_WAITFORONE)
 	switch {
 	case p.closing.Load():
 		return 0, net.ErrClosed
-	case errno == unix.EINTR:
+	case err == unix.EINTR:
 		return 0, nil
-	case errno != 0:
-		return 0, os.NewSyscallError("recvmmsg", errno)
 	}
-	return int(n), nil
+	return n, os.NewSyscallError("recvmmsg", err)
 }
 
 // datagram returns one of those that were received last.
 func (p *packets) datagram(i int) (from netip.AddrPort, datagram []byte) {
-	return socket.AddressIn(&p.in.addrs[i]), p.in.bytes[i][:p.in.headers[i].length]
+	return socket.AddressIn(&p.in.addrs[i]), p.in.bytes[i][:p.in.headers[i].Length]
 }
 
 // answer has a reply sent to where a query came from, one of the datagrams that
@@ -130,13 +121,13 @@ func (p *packets) flush() (failed error) {
 		return net.ErrClosed
 	}
 	for sent := 0; sent < p.ready; {
-		n, _, errno := unix.Syscall6(unix.SYS_SENDMMSG, uintptr(p.fd), uintptr(unsafe.Pointer(&p.out.headers[sent])), uintptr(p.ready-sent), 0, 0, 0)
-		switch errno {
-		case 0:
-			sent += int(n)
+		n, err := socket.SendMany(p.fd, p.out.headers[sent:p.ready])
+		switch err {
+		case nil:
+			sent += n
 		case unix.EINTR:
 		default:
-			failed = os.NewSyscallError("sendmmsg", errno)
+			failed = os.NewSyscallError("sendmmsg", err)
 			sent++
 		}
 	}

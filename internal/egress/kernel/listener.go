@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/moat-sandbox/moat/internal/egress/socket"
 )
 
 // listener is a netlink socket on which the kernel tells what happens. It is not
@@ -16,7 +18,7 @@ import (
 // message, also while nobody wants to read it yet.
 type listener struct {
 	fd   int
-	wake int // an eventfd that ends waiting
+	wake socket.Alarm // ends waiting
 	lost *atomic.Uint64
 }
 
@@ -24,13 +26,13 @@ type listener struct {
 const eventBuffer = 4 << 20
 
 func openListener(lost *atomic.Uint64) (*listener, error) {
-	wake, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
+	wake, err := socket.NewAlarm()
 	if err != nil {
-		return nil, fmt.Errorf("open eventfd: %w", err)
+		return nil, fmt.Errorf("open netlink socket: %w", err)
 	}
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_NETFILTER)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("open netlink socket: %w", err), unix.Close(wake))
+		return nil, errors.Join(fmt.Errorf("open netlink socket: %w", err), unix.Close(int(wake)))
 	}
 	l := &listener{fd: fd, wake: wake, lost: lost}
 	err = unix.Bind(fd, kernelSide())
@@ -44,7 +46,7 @@ func openListener(lost *atomic.Uint64) (*listener, error) {
 }
 
 // close must not be called while run runs.
-func (l *listener) close() error { return errors.Join(unix.Close(l.fd), unix.Close(l.wake)) }
+func (l *listener) close() error { return errors.Join(unix.Close(l.fd), unix.Close(int(l.wake))) }
 
 // join subscribes to a multicast group.
 func (l *listener) join(group int) error {
@@ -56,16 +58,7 @@ func (l *listener) join(group int) error {
 
 // run hands over messages until ctx ends.
 func (l *listener) run(ctx context.Context, each func(message)) error {
-	woken := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() {
-		defer close(woken)
-		_, _ = unix.Write(l.wake, binary.NativeEndian.AppendUint64(nil, 1)) // an empty eventfd has room
-	})
-	defer func() {
-		if !stop() {
-			<-woken
-		}
-	}()
+	defer l.wake.Set(ctx)()
 	in := newInbox()
 	for ctx.Err() == nil {
 		if err := l.wait(); err != nil {

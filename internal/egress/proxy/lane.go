@@ -27,7 +27,7 @@ import (
 type lane struct {
 	proxy     *Proxy
 	epoll     int
-	wake      int // readable when run shall end
+	wake      socket.Alarm // for when run shall end
 	listeners []int
 
 	// Used by run alone:
@@ -81,10 +81,10 @@ func (l *lane) open(listeners []*net.TCPListener) (err error) {
 	if l.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
 		return os.NewSyscallError("epoll_create1", err)
 	}
-	if l.wake, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
-		return os.NewSyscallError("eventfd", err)
+	if l.wake, err = socket.NewAlarm(); err != nil {
+		return err
 	}
-	if err := l.watch(l.wake, unix.EPOLLIN); err != nil {
+	if err := l.watch(int(l.wake), unix.EPOLLIN); err != nil {
 		return err
 	}
 	for _, ln := range listeners {
@@ -125,7 +125,7 @@ func descriptor(ln *net.TCPListener) (fd int, err error) {
 }
 
 func (l *lane) close() {
-	for _, fd := range append(l.listeners, l.wake, l.epoll) {
+	for _, fd := range append(l.listeners, int(l.wake), l.epoll) {
 		if fd >= 0 {
 			socket.Close(fd)
 		}
@@ -141,16 +141,7 @@ func (l *lane) watch(fd int, events uint32) error {
 func (l *lane) run(ctx context.Context) error {
 	l.ctx = ctx
 	defer l.close()
-	woken := make(chan struct{})
-	stop := context.AfterFunc(l.ctx, func() {
-		defer close(woken)
-		_, _ = unix.Write(l.wake, []byte{1, 0, 0, 0, 0, 0, 0, 0}) // fails only if it is readable already
-	})
-	defer func() {
-		if !stop() {
-			<-woken
-		}
-	}()
+	defer l.wake.Set(ctx)()
 	defer l.abandon()
 	var events [laneEvents]unix.EpollEvent
 	for l.ctx.Err() == nil {

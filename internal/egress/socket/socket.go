@@ -1,10 +1,10 @@
-// Package socket works with TCP sockets without the net package, for whoever
-// has so many of them that a goroutine for each costs more than what is done
-// with it.
+// Package socket works with sockets without the net package, for whoever has so
+// many of them, or so much on one of them, that a goroutine's waking for each thing
+// that happens costs more than what is done with it.
 //
-// All sockets are non-blocking and no call waits: where there is nothing to do
-// yet the error is EAGAIN. That is why the scheduler is not told about the calls,
-// which would have it look for something else to do meanwhile.
+// All TCP sockets are non-blocking and no call on them waits: where there is
+// nothing to do yet the error is EAGAIN. That is why the scheduler is not told
+// about the calls, which would have it look for something else to do meanwhile.
 package socket
 
 import (
